@@ -1,0 +1,59 @@
+.DEFAULT_GOAL := help
+VENV ?= .venv
+PY ?= python3.11
+CONFIG ?= configs/telecom_small_cpu.yaml
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# One thread a process: two torch threads under load are ten times slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install train test check lint format types imports clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+
+$(VENV)/.uv:
+	test -x $(VENV)/bin/python || $(PY) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q uv
+	touch $@
+
+# The +cpu build can never resolve to a CUDA one; the second line is for machines where only PyTorch's own index has it.
+$(VENV)/.torch: | $(VENV)/.uv
+	$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python "torch==2.13.0+cpu" \
+	 || $(VENV)/bin/uv pip install -q --python $(VENV)/bin/python "torch==2.13.0" --torch-backend cpu
+	touch $@
+
+$(VENV)/.cpu: pyproject.toml | $(VENV)/.torch
+	$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python -e '.[cpu]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.cpu
+	$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python -e '.[dev]'
+	touch $@
+
+install: $(VENV)/.cpu  ## virtual environment with the CPU extras
+
+train: $(VENV)/.cpu  ## train an agent on telecom/small on this machine (CONFIG=…, ARGS="key.path=value …")
+	$(VENV)/bin/frontdesk train --config $(CONFIG) $(ARGS)
+
+test: $(VENV)/.dev  ## everything: lint, types, imports, tests
+	$(MAKE) check
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.dev  ## format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: $(VENV)/.dev
+	$(VENV)/bin/pyright
+
+imports: $(VENV)/.dev
+	$(VENV)/bin/lint-imports
+
+check: lint types imports  ## quality gates and tests
+	$(VENV)/bin/pytest
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

@@ -1,0 +1,191 @@
+"""Owns what every service has in common as an HTTP application: health, metrics, version, request ids, error rendering, admin key.
+
+A service builds its app with `create_app`, adds its own routers and keeps its state in ``app.state``. Refuses to know any service.
+"""
+
+import hmac
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version as package_version
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.common import logs
+from services.common.errors import BadRequest, Forbidden, ServiceError, Unauthorized
+from services.common.ids import is_valid_id, new_id
+
+log = logging.getLogger(__name__)
+
+Readiness = Callable[[], Awaitable[dict[str, str]]]
+"""Checks the dependencies: name -> "ok" or the reason it is not."""
+
+ADMIN_KEY_ENV = "FRONTDESK_ADMIN_KEY"
+WEAK_KEYS = frozenset({"", "admin", "changeme", "secret", "areal-admin-key", "frontdesk"})
+OPENAI_PREFIXES = ("/v1/chat", "/v1/sessions/", "/v1/models", "/chat/")
+"""Routes that answer errors in OpenAI's envelope, because OpenAI SDKs read them."""
+
+
+class Metrics:
+    """The Prometheus registry of one app. Names are ``frontdesk_<service>_<noun>_<unit>``."""
+
+    def __init__(self, service: str) -> None:
+        self.registry = CollectorRegistry()
+        self._prefix = f"frontdesk_{service}_"
+        self.requests = self.counter("http_requests_total", "Requests by route and status", ("method", "route", "status"))
+        self.latency = self.histogram("http_request_seconds", "Time to answer by route", ("route",))
+
+    def counter(self, name: str, doc: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(self._prefix + name, doc, labels, registry=self.registry)
+
+    def gauge(self, name: str, doc: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(self._prefix + name, doc, labels, registry=self.registry)
+
+    def histogram(self, name: str, doc: str, labels: tuple[str, ...] = ()) -> Histogram:
+        return Histogram(self._prefix + name, doc, labels, registry=self.registry)
+
+
+class RequestContext:
+    """ASGI middleware: gives each request an id, forwards ``traceparent`` to the log, counts and times it.
+
+    Pure ASGI, because Starlette's BaseHTTPMiddleware costs a task per request and breaks streaming cancellation.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if is_valid_id(given) else new_id("req")
+        scope.setdefault("state", {})["request_id"] = request_id
+        logs.bind(request_id=request_id)
+        if traceparent := headers.get(b"traceparent"):
+            logs.bind(traceparent=traceparent.decode("latin-1"))
+        started = time.perf_counter()
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode("latin-1"))]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.requests.labels(scope["method"], route, str(status)).inc()
+            self._metrics.latency.labels(route).observe(time.perf_counter() - started)
+
+
+def create_app(service: str, *, lifespan: Any, readiness: Readiness, routers: list[APIRouter]) -> FastAPI:
+    """An app with the conventions every service follows (docs/architecture.md). ``app.state.metrics`` is its `Metrics`."""
+    app = FastAPI(title=f"Frontdesk {service}", version=package_version("frontdesk"), lifespan=lifespan)
+    app.state.metrics = Metrics(service)
+    app.add_middleware(RequestContext, metrics=app.state.metrics)
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _internal_error)
+    app.include_router(_common_routes(service, readiness))
+    for router in routers:
+        app.include_router(router)
+    return app
+
+
+def _common_routes(service: str, readiness: Readiness) -> APIRouter:
+    router = APIRouter(tags=["service"])
+
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok", "service": service}
+
+    async def readyz(response: Response) -> dict[str, Any]:
+        """The dependencies answer; 503 with the reasons where they do not."""
+        checks = await readiness()
+        ready = all(reason == "ok" for reason in checks.values())
+        response.status_code = 200 if ready else 503
+        return {"ready": ready, "checks": checks}
+
+    async def metrics(request: Request) -> Response:
+        """Prometheus text."""
+        return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def version() -> dict[str, str]:
+        """What runs here."""
+        return {"service": service, "version": package_version("frontdesk"), "git": os.environ.get("FRONTDESK_GIT_SHA", "")}
+
+    router.add_api_route("/healthz", healthz)
+    router.add_api_route("/health", healthz, include_in_schema=False)
+    router.add_api_route("/readyz", readyz, responses={503: {"description": "Not ready, with the reasons"}})
+    router.add_api_route("/metrics", metrics)
+    router.add_api_route("/version", version)
+    return router
+
+
+def _render(request: Request, error: ServiceError) -> Response:
+    if request.url.path.startswith(OPENAI_PREFIXES):
+        return JSONResponse(error.openai(), error.status, error.headers())
+    body = error.problem(request.state.request_id)
+    return JSONResponse(body, error.status, error.headers(), media_type="application/problem+json")
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    if error.status >= 500:
+        log.warning("%s: %s", error.code, error.detail)
+    return _render(request, error)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    detail = f"{where}: {first['msg']}"
+    failure = BadRequest(detail, code="validation_error", param=where, extra={"errors": len(error.errors())})
+    failure.status = 400 if request.url.path.startswith(OPENAI_PREFIXES) else 422
+    return _render(request, failure)
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    log.error("unhandled error on %s", request.url.path, exc_info=error)
+    return _render(request, ServiceError(f"internal error, see the log for request {request.state.request_id}"))
+
+
+def admin_key() -> str:
+    """The admin key of this process, from the environment only ("" when none is set)."""
+    return os.environ.get(ADMIN_KEY_ENV, "")
+
+
+def bearer(request: Request) -> str:
+    """The key a request presents, as a bearer token or as ``x-api-key``."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+
+
+def require_admin(request: Request) -> None:
+    """FastAPI dependency of admin routes. Open only where no key is set, which `serve` allows on loopback alone."""
+    expected = admin_key()
+    if not expected:
+        return
+    given = bearer(request)
+    if not given:
+        raise Unauthorized(f"this route needs the admin key (${ADMIN_KEY_ENV}) as a bearer token")
+    if not hmac.compare_digest(given.encode(), expected.encode()):
+        raise Forbidden("the admin key does not match")
+
+
+def admin_headers() -> dict[str, str]:
+    """Headers with which one service calls another's admin routes."""
+    return {"Authorization": f"Bearer {admin_key()}"} if admin_key() else {}

@@ -1,0 +1,55 @@
+"""Owns the sections that make an experiment run without any model from outside: the small policy and its SFT warm start."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from services.common.config.base import Section
+
+
+class PolicyInitConfig(Section):
+    """The small random-weight Qwen3 policy made at set-up. A stand-in for a pretrained model, for laptops and tests.
+
+    Used where ``actor.path`` is empty; with a path, that HF model is used instead.
+    """
+
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 2
+    num_key_value_heads: int = 1
+    head_dim: int = 64
+    max_position_embeddings: int = 16384
+    rope_theta: float = 10000.0
+
+
+class DemonstrationMix(Section):
+    """Shares of demonstration quality; they need not sum to 1 and are normalised."""
+
+    complete: float = Field(default=0.5, ge=0)
+    gives_up: float = Field(default=0.3, ge=0)
+    """Diagnoses, then calls ``done`` without the fix."""
+    skips_step: float = Field(default=0.2, ge=0)
+    """Leaves out one of the needed fixes."""
+
+
+class SftConfig(Section):
+    """The warm start: a mode of the trainer, fed through the same store as RL."""
+
+    enabled: bool = False
+    dataset: str = "telecom/full"
+    """domain/split the demonstrations are played on."""
+    exclude_split: str = "small"
+    """Tasks of this split are never demonstrated, so that RL and evaluation see tasks that SFT did not."""
+    n_demonstrations: int = Field(default=384, ge=1)
+    mix: DemonstrationMix = DemonstrationMix()
+    steps: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    """Demonstrations per optimizer step."""
+    lr: float = 4e-3
+    warmup_steps: int = 6
+    min_lr_ratio: float = 0.05
+    weight_decay: float = 0.0
+    beta2: float = 0.98
+    on_existing: Literal["resume"] = "resume"

@@ -1,0 +1,67 @@
+"""Owns the command line that every service shares: ``python -m services.<name> --config FILE [key.path=value …]``."""
+
+import argparse
+import ipaddress
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from services.common import logs
+from services.common.app import ADMIN_KEY_ENV, WEAK_KEYS, admin_key
+from services.common.config import ConfigError, ExperimentConfig, ServiceName, load_config, to_yaml
+
+BuildApp = Callable[[ExperimentConfig], FastAPI]
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--config``, overrides and ``--dry-run``."""
+    parser.add_argument("--config", type=Path, required=True, help="experiment YAML")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that win over the file")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+
+
+def config_from(arguments: argparse.Namespace) -> ExperimentConfig:
+    """Loads the config the arguments name; exits with status 2 and one clear line where it is wrong."""
+    try:
+        return load_config(arguments.config, arguments.overrides)
+    except ConfigError as error:
+        sys.exit(f"config error: {error}")
+
+
+def serve(name: ServiceName, build: BuildApp) -> None:
+    """Runs one service until it is told to stop."""
+    parser = argparse.ArgumentParser(prog=f"python -m services.{name}")
+    config_arguments(parser)
+    parser.add_argument("--host", help="address to bind, instead of services.<name>.host")
+    parser.add_argument("--port", type=int, help="port to bind, instead of services.<name>.port")
+    arguments = parser.parse_args()
+    config = config_from(arguments)
+    if arguments.dry_run:
+        sys.stdout.write(to_yaml(config))
+        return
+    endpoint = config.services.endpoint(name)
+    host, port = arguments.host or endpoint.host, arguments.port or endpoint.port
+    refuse_weak_key(host)
+    logs.configure(name, config.log_level)
+    uvicorn.run(
+        build(config),
+        host=host,
+        port=port,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,
+    )
+
+
+def refuse_weak_key(host: str) -> None:
+    """Exits where a non-loopback address would be served with a default or empty admin key."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback and (admin_key() in WEAK_KEYS or len(admin_key()) < 16):
+        sys.exit(f"refusing to bind {host}: set ${ADMIN_KEY_ENV} to a secret of at least 16 characters, or bind 127.0.0.1")
