@@ -1,0 +1,37 @@
+"""Owns OpenAI function schemas, made from a method's signature and docstring the way upstream tau2 makes them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import docstring_parser
+from pydantic import Field, create_model
+
+from services.agent_runner.domains.base import STOP_TOOL
+
+Schema = dict[str, Any]
+
+
+def function_schema(name: str, function: Callable[..., Any], docstring: str) -> Schema:
+    """The schema of a bound or unbound method (``self`` is left out); ``docstring`` describes it and its arguments."""
+    doc = docstring_parser.parse(docstring)
+    told = {parameter.arg_name: parameter.description for parameter in doc.params}
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "self":
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        described = parameter.name in told
+        fields[parameter.name] = (parameter.annotation, Field(default, description=told[parameter.name]) if described else default)
+    parts = [part for part in (doc.short_description, doc.long_description) if part]
+    return _schema(name, "\n\n".join(parts), create_model("parameters", **fields).model_json_schema())
+
+
+def stop_schema() -> Schema:
+    """The schema of the tool that ends a solo episode."""
+    empty: Schema = {"properties": {}, "title": "parameters", "type": "object"}
+    return _schema(STOP_TOOL, "Call this function when you are done with the task.", empty)
+
+
+def _schema(name: str, description: str, parameters: Schema) -> Schema:
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}

@@ -1,0 +1,69 @@
+"""Owns session keys: ``fd-<session id>.<mac>``, where the mac is an HMAC of the id.
+
+Derived, not stored, so that any proxy instance of the trial can check a key, also after a crash. Refuses keys it did not sign.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from services.common.app import admin_key
+from services.common.config import ExperimentConfig
+from services.common.config.paths import trial_dir
+from services.common.errors import Forbidden, Unauthorized
+
+PREFIX = "fd-"
+
+
+class SessionKeys:
+    """Issues and checks session keys with one secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def issue(self, session_id: str) -> str:
+        """The key of a session; the same id always has the same key."""
+        return f"{PREFIX}{session_id}.{self._mac(session_id)}"
+
+    def session_of(self, key: str) -> str:
+        """The session a key belongs to. Raises `Unauthorized` for no key or one that is not ours."""
+        if not key:
+            raise Unauthorized("this route needs the session key as a bearer token", code="missing_api_key")
+        session_id, _, mac = key.removeprefix(PREFIX).rpartition(".")
+        if not key.startswith(PREFIX) or not hmac.compare_digest(mac.encode(), self._mac(session_id).encode()):
+            raise Unauthorized("the session key is not valid; POST /v1/sessions hands one out", code="invalid_api_key")
+        return session_id
+
+    def require(self, key: str, session_id: str) -> None:
+        """Raises `Forbidden` where a valid key belongs to another session."""
+        if self.session_of(key) != session_id:
+            raise Forbidden(f"the session key does not belong to session {session_id}", code="wrong_session")
+
+    def _mac(self, session_id: str) -> str:
+        return hmac.new(self._secret, session_id.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def trial_secret(config: ExperimentConfig) -> bytes:
+    """The admin key where one is set, else a random secret kept in the trial's folder (made once, readable by its owner only)."""
+    if key := admin_key():
+        return key.encode()
+    file = trial_dir(config) / "proxy_secret"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.{os.getpid()}")
+    if not file.exists():
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_hex(32))
+        _link_unless_exists(draft, file)
+    return file.read_text().strip().encode()
+
+
+def _link_unless_exists(draft: Path, file: Path) -> None:
+    """Publishes a finished draft atomically; where another instance was first, its secret stands."""
+    try:
+        os.link(draft, file)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
