@@ -88,6 +88,31 @@ class ServiceClient:
 
         ``json`` may be anything orjson takes; ``data`` is sent as it is with ``content_type``. Raises `RemoteError`.
         """
+        body, _ = await self.request_full(
+            method,
+            path,
+            json=json,
+            data=data,
+            content_type=content_type,
+            headers=headers,
+            timeout_s=timeout_s,
+            retry_s=retry_s,
+        )
+        return body
+
+    async def request_full(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        data: bytes | None = None,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        retry_s: float | None = None,
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """`request` that also gives the headers of the answer (names in any case)."""
         payload = data if data is not None else (orjson.dumps(json) if json is not None else None)
         merged = {**self._headers, **(headers or {})}
         if payload is not None:
@@ -105,7 +130,9 @@ class ServiceClient:
             await asyncio.sleep(wait)
             pause = min(pause * 2, 2.0)
 
-    async def _attempt(self, method: str, path: str, payload: bytes | None, headers: Mapping[str, str], timeout_s: float) -> bytes:
+    async def _attempt(
+        self, method: str, path: str, payload: bytes | None, headers: Mapping[str, str], timeout_s: float
+    ) -> tuple[bytes, Mapping[str, str]]:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._pool().request(method, self.base_url + path, data=payload, headers=headers, timeout=timeout) as response:
@@ -116,7 +143,7 @@ class ServiceClient:
             raise RemoteError(self.name, None, "unreachable", f"{method} {self.base_url}{path}: {error!r}") from error
         if response.status >= 300:
             raise self._remote_error(response.status, body)
-        return body
+        return body, response.headers
 
     def _remote_error(self, status: int, body: bytes) -> RemoteError:
         try:

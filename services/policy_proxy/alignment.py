@@ -39,6 +39,14 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Captured:
+    """A recorded call and its mark."""
+
+    mark: Mark
+    record: CallRecord
+
+
+@dataclass(frozen=True, slots=True)
 class Extension:
     """A prompt as the ids of ``parent`` (None: nothing) followed by the tokens of ``new_text``."""
 
@@ -64,23 +72,27 @@ def mark(prompt_text: str, output_text: str, n_messages: int, *, ends_turn: bool
     return Mark(n_messages, len(prompt), at_prompt, len(full), at_full, ends_turn)
 
 
-def mark_of(record: CallRecord) -> Mark:
-    """The mark kept in a record."""
-    return Mark(**record.response[RESPONSE_KEY])
+def captured(record: CallRecord) -> Captured:
+    """A record with the mark that it keeps. Raises ValueError where it has none."""
+    try:
+        return Captured(Mark(**record.response[RESPONSE_KEY]), record)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"call {record.call_id} was recorded without the {RESPONSE_KEY} that later calls need") from error
 
 
-def extend(conversation: Conversation, calls: Sequence[CallRecord]) -> Extension:
+def extend(conversation: Conversation, calls: Sequence[Captured]) -> Extension:
     """The longest recorded call that the conversation extends, else the root."""
     data = conversation.text.encode()
-    marked = sorted(((mark_of(call), call) for call in calls), key=lambda pair: -pair[0].full_length)
+    longest_first = sorted(calls, key=lambda call: -call.mark.full_length)
     # In nearly every episode the longest call is the right one, and hashing for it alone is enough.
-    for group in (marked[:1], marked[1:]):
-        lengths = {length for known, _ in group for length in (known.prompt_length, known.full_length) if length <= len(data)}
-        digests = dict(zip(sorted(lengths), prefix_digests(data, sorted(lengths)), strict=True))
-        for known, call in group:
-            rest = _rest(conversation, data, digests, known, call)
+    for group in (longest_first[:1], longest_first[1:]):
+        marks = [call.mark for call in group]
+        lengths = sorted({n for known in marks for n in (known.prompt_length, known.full_length) if n <= len(data)})
+        digests = dict(zip(lengths, prefix_digests(data, lengths), strict=True))
+        for call in group:
+            rest = _rest(conversation, data, digests, call)
             if rest is not None:
-                return Extension(call, rest)
+                return Extension(call.record, rest)
     return Extension(None, conversation.text)
 
 
@@ -102,30 +114,31 @@ def same_message(given: Mapping[str, Any], answered: Mapping[str, Any]) -> bool:
     return _essence(given) == _essence(answered)
 
 
-def _rest(conversation: Conversation, data: bytes, digests: Mapping[int, str], known: Mark, call: CallRecord) -> str | None:
+def _rest(conversation: Conversation, data: bytes, digests: Mapping[int, str], call: Captured) -> str | None:
     """The text after ``call``, or None where the conversation does not extend it."""
+    known = call.mark
     if digests.get(known.prompt_length) != known.prompt_digest:
         return None
     if digests.get(known.full_length) == known.full_digest:
         rest = data[known.full_length :].decode()
         if known.ends_turn or rest.startswith(conversation.end_of_turn):
             return rest
-    return _rest_after_message(conversation, known, call)
+    return _rest_after_message(conversation, call)
 
 
-def _rest_after_message(conversation: Conversation, known: Mark, call: CallRecord) -> str | None:
+def _rest_after_message(conversation: Conversation, call: Captured) -> str | None:
     """The text after the assistant message where the template writes that message in other words than the policy did."""
-    n = known.n_messages
-    answered = call.response["choices"][0]["message"]
+    n = call.mark.n_messages
+    answered = call.record.response["choices"][0]["message"]
     if len(conversation.messages) <= n or not same_message(conversation.messages[n], answered):
         return None
     with_answer = conversation.render_first(n + 1)
-    if not conversation.text.startswith(with_answer) or len(with_answer.encode()) < known.prompt_length:
+    if not conversation.text.startswith(with_answer):
         return None
-    end = with_answer.rfind(conversation.end_of_turn)
-    if end < 0 or len(with_answer[:end].encode()) < known.prompt_length:
+    before, end_of_turn, after = with_answer.rpartition(conversation.end_of_turn)
+    if not end_of_turn or after.strip() or len(before.encode()) < call.mark.prompt_length:
         return None
-    return conversation.text[end + len(conversation.end_of_turn) * known.ends_turn :]
+    return conversation.text[len(before) + len(end_of_turn) * call.mark.ends_turn :]
 
 
 def _essence(message: Mapping[str, Any]) -> tuple[str, str, str, list[tuple[str, str, Any]]]:

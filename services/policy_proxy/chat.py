@@ -19,7 +19,22 @@ Json = dict[str, Any]
 MODEL_ID = "policy"
 """What ``GET /v1/models`` lists; the ``model`` of a request is echoed, because one proxy serves one policy."""
 KNOWN = frozenset(
-    ["model", "messages", "tools", "tool_choice", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stream", "n", "user", "metadata", "chat_template_kwargs"]
+    [
+        "model",
+        "messages",
+        "tools",
+        "tool_choice",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "max_completion_tokens",
+        "seed",
+        "stream",
+        "n",
+        "user",
+        "metadata",
+        "chat_template_kwargs",
+    ]
 )
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 RESERVED_KWARGS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
@@ -38,6 +53,16 @@ class ChatRequest:
     max_tokens: int | None = None
     seed: int | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A conversation and the assistant message that is to be recorded as if the policy had said it."""
+
+    request: ChatRequest
+    message: Json
+    """As it was sent."""
+    template_message: Json
 
 
 def parse_body(raw: bytes) -> Json:
@@ -73,6 +98,18 @@ def read_request(body: Json) -> ChatRequest:
         seed=_integer(body, "seed", 0),
         template_kwargs=_template_kwargs(body.get("chat_template_kwargs")),
     )
+
+
+def read_demonstration(body: Json) -> Demonstration:
+    """Checks ``{"messages", "tools", "message"}``. Raises `BadRequest`."""
+    if unknown := sorted(body.keys() - {"messages", "tools", "message"}):
+        raise BadRequest(f"{unknown[0]}: not known here; remove it", code="unsupported_parameter", param=unknown[0])
+    request = ChatRequest(messages=read_messages(body.get("messages")), tools=read_tools(body.get("tools")))
+    message: Any = body.get("message")
+    spoken = read_message(message, "message")
+    if spoken["role"] != "assistant":
+        raise _invalid("message.role", "only an assistant message can be demonstrated")
+    return Demonstration(request, message, spoken)
 
 
 def read_messages(value: Any) -> list[Json]:
@@ -153,7 +190,9 @@ def _refuse_unsupported(body: Json) -> None:
         raise BadRequest("n: only 1 is supported; send several requests", code="unsupported_parameter", param="n")
     if given.get("tool_choice", "auto") not in ("auto", "none"):
         raise BadRequest(
-            'tool_choice: only "auto" and "none" can be honoured, the policy cannot be forced', code="unsupported_parameter", param="tool_choice"
+            'tool_choice: only "auto" and "none" can be honoured, the policy cannot be forced',
+            code="unsupported_parameter",
+            param="tool_choice",
         )
 
 

@@ -9,7 +9,6 @@ import os
 import secrets
 from pathlib import Path
 
-from services.common.app import admin_key
 from services.common.config import ExperimentConfig
 from services.common.config.paths import trial_dir
 from services.common.errors import Forbidden, Unauthorized
@@ -45,10 +44,10 @@ class SessionKeys:
         return hmac.new(self._secret, session_id.encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def trial_secret(config: ExperimentConfig) -> bytes:
+def trial_secret(config: ExperimentConfig, admin_key: str) -> bytes:
     """The admin key where one is set, else a random secret kept in the trial's folder (made once, readable by its owner only)."""
-    if key := admin_key():
-        return key.encode()
+    if admin_key:
+        return admin_key.encode()
     file = trial_dir(config) / "proxy_secret"
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.{os.getpid()}")

@@ -39,10 +39,9 @@ class ChatTemplate:
         # Sandboxed, because a template comes with the model and is not ours to trust.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
         try:
-            self._template = environment.from_string(source)
+            functions: dict[str, Any] = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+            self._template = environment.from_string(source, globals=functions)
         except TemplateSyntaxError as error:
             raise ValueError(f"chat template, line {error.lineno}: {error.message}") from error
         self._special_tokens = dict(special_tokens)

@@ -29,7 +29,7 @@ class LossTerms:
 def clipped_surrogate(
     logp_R: Tensor, prox_logp_R: Tensor, advantage_R: Tensor, eps_low: float, eps_high: float, c_clip: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, ratio and clip mask of PPO's clipped surrogate (arXiv 1707.06347), with dual clip (arXiv 1912.09729) where ``c_clip`` is set."""
+    """Loss, ratio and clip mask of PPO's clipped surrogate (arXiv 1707.06347), with dual clip (arXiv 1912.09729) if ``c_clip`` is set."""
     ratio_R = (logp_R - prox_logp_R).exp()
     plain_R = -advantage_R * ratio_R
     clipped_R = -advantage_R * ratio_R.clamp(1.0 - eps_low, 1.0 + eps_high)

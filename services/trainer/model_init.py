@@ -24,9 +24,12 @@ log = logging.getLogger(__name__)
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", END_OF_TURN]
 MARKUP_TOKENS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
-"""One token each, as in Qwen3's tokenizer, but visible in decoded text."""
+"""One token each, as in Qwen3's tokenizer."""
 
-MARKUP = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS + MARKUP_TOKENS))
+CALL_TOKENS = ['{"name": "', '", "arguments": ']
+"""The fixed parts of a tool call. One token each: fewer tokens to sample, so fewer places where a small policy can slip."""
+
+MARKUP = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS + MARKUP_TOKENS + CALL_TOKENS))
 """What BPE never sees: these become tokens by themselves."""
 
 PIECES = r" ?[\p{L}_]+|\p{N}{1,3}| ?[^\s\p{L}\p{N}_]+(?: [^\s\p{L}\p{N}_]+)*\n*|\s+"
@@ -71,13 +74,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(MARKUP_TOKENS),
+        vocab_size=vocab_size - len(MARKUP_TOKENS + CALL_TOKENS),
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator((part for text in texts for part in MARKUP.split(text)), trainer)
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in MARKUP_TOKENS])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in MARKUP_TOKENS + CALL_TOKENS])
     return tokenizer
 
 

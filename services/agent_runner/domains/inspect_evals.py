@@ -27,9 +27,9 @@ class TelecomBackend:
     source = SOURCE
 
     def __init__(self) -> None:
+        self._code = TelecomCode()
         package: Any = importlib.import_module("inspect_evals.tau2")
         self._data = Path(package.__path__[0]) / "data"
-        self._code = TelecomCode()
 
     def splits(self) -> Sequence[str]:
         """The names that `tasks` takes."""

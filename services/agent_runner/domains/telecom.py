@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import types
+import warnings
 from typing import Any
 
 from services.agent_runner.domains.base import Action, EnvCall, Requestor, TaskSpec, ToolResult
@@ -27,9 +28,9 @@ class TelecomCode:
     """The port's classes, loaded once per process. Importing them takes seconds, so this is built on first use."""
 
     def __init__(self) -> None:
-        agent: Any = importlib.import_module(f"{PORT}.TelecomAgentTools")
-        user: Any = importlib.import_module(f"{PORT}.TelecomUserTools")
-        environment: Any = importlib.import_module(f"{PORT}.environment")
+        agent = _module("TelecomAgentTools")
+        user = _module("TelecomUserTools")
+        environment = _module("environment")
         # The names are upstream's: they show in the text of a TypeError, and so in the conversation.
         self.agent_class = _plain_class(agent.TelecomAgentTools, "TelecomTools")
         self.user_class = _plain_class(user.TelecomUserTools, "TelecomUserTools")
@@ -37,10 +38,15 @@ class TelecomCode:
         self.environment_class = environment.Environment
         self.agent_db: Any = agent.TelecomDB
         self.user_db: Any = user.TelecomUserDB
-        agent_tools: Any = importlib.import_module(f"{PORT}.tools")
-        user_tools: Any = importlib.import_module(f"{PORT}.user_tools")
-        self.agent_docs = _docstrings(agent_tools.all_telecom_agent_tools, self.agent_class)
-        self.user_docs = _docstrings(user_tools.all_telecom_user_tools, self.user_class)
+        self.agent_docs = _docstrings(_module("tools").all_telecom_agent_tools, self.agent_class)
+        self.user_docs = _docstrings(_module("user_tools").all_telecom_user_tools, self.user_class)
+
+
+def _module(name: str) -> Any:
+    # What the port's dependencies deprecate at import concerns their authors, not whoever runs with warnings as errors.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"{PORT}.{name}")
 
 
 def _docstrings(factories: list[Any], methods: type) -> dict[str, str]:

@@ -4,17 +4,18 @@ local id, attempt, lease, kind, group, retryable = ARGV[1], ARGV[2], ARGV[3], AR
 local key = K.episode(id)
 local episode = get(key, 'state', 'kind', 'group', 'attempt', 'lease', 'final_attempt', 'adhoc')
 
+-- Comes before all other writes: Redis looks at its memory limit only until a script has written something.
 local function keep_body()
   redis.call('HSET', key, 'head', ARGV[9], 'final_attempt', attempt)
   redis.call('SET', K.messages(id), ARGV[10])
 end
 
 if not episode.state then
+  keep_body()
   move('episode', key, 'final')
   redis.call('HSET', key, 'kind', kind, 'group', group, 'attempt', attempt, 'adhoc', 1)
   redis.call('SADD', K.adhoc, id)
   complete(id)
-  keep_body()
   return { 'stored' }
 end
 if episode.kind ~= kind or (episode.group ~= group and not episode.adhoc) then
@@ -29,11 +30,17 @@ end
 
 if retryable then
   local holds = episode.state == 'leased' and (lease == episode.lease or (lease == '' and attempt == episode.attempt))
-  -- The failure of an attempt that lost its lease was counted when the lease ended.
-  if not holds or not fail_attempt(id, ARGV[7], ARGV[8], tonumber(ARGV[11]), tonumber(ARGV[12])) then
+  if not holds then
+    return { 'retry' } -- it was counted when the attempt lost its lease
+  end
+  keep_body()
+  if not fail_attempt(id, ARGV[7], ARGV[8], tonumber(ARGV[11]), tonumber(ARGV[12])) then
+    redis.call('HDEL', key, 'head', 'final_attempt')
+    redis.call('DEL', K.messages(id))
     return { 'retry' }
   end
 else
+  keep_body()
   if episode.state == 'leased' then
     end_lease(id)
   end
@@ -41,5 +48,4 @@ else
   redis.call('ZREM', K.delayed(kind), id)
   finish(id)
 end
-keep_body()
 return { 'stored' }

@@ -1,0 +1,77 @@
+"""Owns the two agents of an episode: the policy behind `policy_proxy`, and the scripted demonstrator whose messages are recorded there.
+
+Both speak plain OpenAI chat messages, so any other OpenAI client could take their place. Refuses to repair what the policy says.
+"""
+
+from collections.abc import Sequence
+
+from services.agent_runner.demonstrator import Demonstrator
+from services.agent_runner.messages import Json, Message, for_agent
+from services.agent_runner.proxy import Grant, ProxyClient
+from services.agent_runner.seeds import call_seed
+from services.common.wire.rollouts import Sampling
+
+MODEL = "policy"
+
+
+class Prompt:
+    """What every call of an episode begins with: the system message and the tools."""
+
+    def __init__(self, system: str, tools: Sequence[Json]) -> None:
+        self._system: Json = {"role": "system", "content": system}
+        self.tools = list(tools)
+
+    def messages(self, history: Sequence[Message]) -> list[Json]:
+        """The messages of the next call."""
+        return [self._system, *(for_agent(message) for message in history)]
+
+
+class PolicyAgent:
+    """The policy, one chat completion a turn. ``versions`` collects the policy versions that answered."""
+
+    def __init__(self, proxy: ProxyClient, grant: Grant, prompt: Prompt, sampling: Sampling, seed: int) -> None:
+        self._proxy = proxy
+        self._grant = grant
+        self._prompt = prompt
+        self._sampling = sampling
+        self._seed = seed
+        self._calls = 0
+        self.versions: set[int] = set()
+
+    async def reply(self, history: list[Message]) -> Json:
+        """The policy's next message. Raises `ContextExceeded`, `RemoteError`."""
+        number = self._calls
+        self._calls += 1
+        body: Json = {
+            "model": MODEL,
+            "messages": self._prompt.messages(history),
+            "tools": self._prompt.tools,
+            "temperature": self._sampling.temperature,
+            "top_p": self._sampling.top_p,
+            "max_tokens": self._sampling.max_tokens,
+            "seed": call_seed(self._seed, self._sampling.seed, number),
+        }
+        answer = await self._proxy.complete(self._grant, f"{self._grant.session_id}-{number}", body)
+        if answer.policy_version is not None:
+            self.versions.add(answer.policy_version)
+        return answer.message
+
+
+class DemonstratorAgent:
+    """The demonstrator; each of its messages is recorded at the proxy as the tokens a policy would have had to say."""
+
+    def __init__(self, proxy: ProxyClient, grant: Grant, prompt: Prompt, demonstrator: Demonstrator) -> None:
+        self._proxy = proxy
+        self._grant = grant
+        self._prompt = prompt
+        self._demonstrator = demonstrator
+        self._calls = 0
+        self.versions: set[int] = set()
+
+    async def reply(self, history: list[Message]) -> Json:
+        """The script's next message. Raises `ContextExceeded`, `RemoteError`."""
+        message = self._demonstrator.next_message(None)
+        body: Json = {"messages": self._prompt.messages(history), "tools": self._prompt.tools, "message": message}
+        await self._proxy.demonstrate(self._grant, f"{self._grant.session_id}-{self._calls}", body)
+        self._calls += 1
+        return message

@@ -1,0 +1,123 @@
+"""Owns putting the proxy together: adapters, core and background loops, for as long as the application runs."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from fastapi import FastAPI
+
+from services.common.app import admin_headers, admin_key
+from services.common.app import create_app as common_app
+from services.common.background import Background
+from services.common.config import ExperimentConfig
+from services.common.config.paths import initial_model_dir
+from services.common.http import ServiceClient
+from services.common.wire.store import PolicyVersion
+from services.policy_proxy import admin_routes, routes
+from services.policy_proxy.calls import CallService
+from services.policy_proxy.gate import Gate
+from services.policy_proxy.generation import Generator
+from services.policy_proxy.keys import SessionKeys, trial_secret
+from services.policy_proxy.metrics import ProxyMetrics
+from services.policy_proxy.parsing import REASONING_PARSERS, TOOL_CALL_PARSERS
+from services.policy_proxy.rendering import Renderer
+from services.policy_proxy.servers import ServerPool, ServerState
+from services.policy_proxy.sessions import SessionTable
+from services.policy_proxy.store import Store
+from services.policy_proxy.turns import Limits, Turns
+from services.policy_proxy.watch import VersionFollower, Watcher
+from services.policy_proxy.weights import WeightUpdates
+
+STORE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """What the routes work with, in ``app.state.proxy``."""
+
+    config: ExperimentConfig
+    keys: SessionKeys
+    store: Store
+    sessions: SessionTable
+    turns: Turns
+    calls: CallService
+    pool: ServerPool
+    gate: Gate
+    updates: WeightUpdates
+
+
+def create_app(config: ExperimentConfig) -> FastAPI:
+    """The application. Raises ValueError where the model folder or a parser name is wrong."""
+    _check_parsers(config)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        metrics = ProxyMetrics(app.state.metrics)
+        url = config.services.url("trajectory_store")
+        async with ServiceClient("trajectory_store", url, timeout_s=STORE_TIMEOUT_S, headers=admin_headers()) as client:
+            proxy = _assemble(config, Store(client), metrics)
+            _observe(metrics, proxy)
+            app.state.proxy = proxy
+            async with Background() as background:
+                _start(background, proxy)
+                yield
+            await proxy.pool.close()
+
+    async def readiness() -> dict[str, str]:
+        proxy: Proxy = app.state.proxy
+        states = ", ".join(f"{server.url}: {server.state.value} {server.detail}".strip() for server in proxy.pool.servers)
+        return {"trajectory_store": await proxy.store.check(), "policy_servers": "ok" if proxy.pool.up() else states}
+
+    app = common_app("policy_proxy", lifespan=lifespan, readiness=readiness, routers=[routes.router(), admin_routes.router()])
+    return app
+
+
+def _check_parsers(config: ExperimentConfig) -> None:
+    agent = config.rollout.agent
+    if agent.tool_call_parser not in TOOL_CALL_PARSERS:
+        raise ValueError(f"rollout.agent.tool_call_parser: {agent.tool_call_parser!r} is not one of {sorted(TOOL_CALL_PARSERS)}")
+    if agent.reasoning_parser not in REASONING_PARSERS:
+        raise ValueError(f"rollout.agent.reasoning_parser: {agent.reasoning_parser!r} is not one of {sorted(REASONING_PARSERS)}")
+
+
+def _assemble(config: ExperimentConfig, store: Store, metrics: ProxyMetrics) -> Proxy:
+    section = config.services.policy_proxy
+    pool = ServerPool(section.server_urls or [config.services.url("policy_server")], admin_headers())
+    gate = Gate()
+    sessions = SessionTable(store)
+    generator = Generator(pool, gate, section.call_timeout_s)
+    limits = Limits(config.gconfig.max_tokens, config.gconfig.max_new_tokens, config.rollout.agent.reasoning_parser)
+    return Proxy(
+        config=config,
+        keys=SessionKeys(trial_secret(config, admin_key())),
+        store=store,
+        sessions=sessions,
+        turns=Turns(Renderer.load(initial_model_dir(config)), sessions, store, generator, limits, metrics),
+        calls=CallService(sessions, metrics, max_in_flight=section.max_inflight_calls, join_timeout_s=section.call_timeout_s),
+        pool=pool,
+        gate=gate,
+        updates=WeightUpdates(pool, gate),
+    )
+
+
+def _observe(metrics: ProxyMetrics, proxy: Proxy) -> None:
+    """Gauges are read off when Prometheus asks."""
+    metrics.in_flight.set_function(lambda: proxy.calls.in_flight)
+    metrics.sessions.set_function(lambda: len(proxy.sessions))
+    metrics.paused.set_function(lambda: float(proxy.gate.closed))
+    metrics.policy_version.set_function(lambda: proxy.pool.policy_version)
+    for state in ServerState:
+        metrics.servers.labels(state.value).set_function(partial(proxy.pool.count, state))
+
+
+def _start(background: Background, proxy: Proxy) -> None:
+    config = proxy.config
+    deadline_s = config.services.policy_proxy.pause_deadline_s
+    initial = PolicyVersion(version=0, path=str(initial_model_dir(config)))
+    follower = VersionFollower(proxy.pool, proxy.updates, proxy.store.latest_version, initial, deadline_s)
+    watcher = Watcher(proxy.pool, deadline_s)
+    background.start("follow versions", follower.run)
+    background.start("sweep sessions", proxy.sessions.run)
+    for server in proxy.pool.servers:
+        background.start(f"watch {server.url}", partial(watcher.run, server))

@@ -1,0 +1,168 @@
+"""Owns the HTTP routes: SGLang's paths and answers in front of the engine. Refuses to answer before the policy is loaded.
+
+Routes that change what is served need the admin key where one is set.
+"""
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from services.common.app import require_admin
+from services.common.errors import Unavailable
+from services.policy_server.engine import Engine
+from services.policy_server.loading import EngineLoader
+from services.policy_server.sampling import SamplingParams
+from services.policy_server.sequences import GenerateRequest
+from services.policy_server.wire import parse_generate, render_generate
+
+HEALTH_DEADLINE_S = 20.0
+CONTROL_DEADLINE_S = 120.0
+"""A control call waits for the step that is running, and for the disk."""
+
+router = APIRouter(tags=["sglang"])
+admin = APIRouter(tags=["sglang, control"], dependencies=[Depends(require_admin)])
+
+
+class PauseBody(BaseModel):
+    """``abort`` ends running requests with what they have, ``retract`` sends them back to wait, ``in_place`` freezes them."""
+
+    mode: Literal["abort", "retract", "in_place"] = "abort"
+
+
+class UpdateBody(BaseModel):
+    """``weight_version`` names the new weights in later answers. ``flush_cache`` is taken as true: the cache belongs to the old ones."""
+
+    model_path: str = Field(min_length=1)
+    weight_version: str | None = None
+    abort_all_requests: bool = False
+    flush_cache: bool = True
+
+
+class AbortBody(BaseModel):
+    """One request by its ``rid``, or all."""
+
+    rid: str = ""
+    abort_all: bool = False
+
+
+def loader_of(request: Request) -> EngineLoader:
+    """The loader of this app."""
+    return cast(EngineLoader, request.app.state.loader)
+
+
+def engine_of(request: Request) -> Engine:
+    """The engine of this app. Raises Unavailable while it is being loaded."""
+    loader = loader_of(request)
+    if loader.engine is None:
+        raise Unavailable(f"the policy is not loaded: {loader.reason}", code="not_loaded", retry_after_s=1.0)
+    return loader.engine
+
+
+@router.post("/generate")
+async def generate(request: Request) -> Response:
+    """Generates from ``input_ids``. A client that goes away aborts its request."""
+    engine = engine_of(request)
+    parsed, logprobs = parse_generate(await request.body())
+    rid, future = engine.submit(parsed)
+    result = asyncio.wrap_future(future)
+    async with asyncio.TaskGroup() as group:
+        watcher = group.create_task(abort_when_gone(request, engine, rid))
+        await asyncio.wait([result])
+        watcher.cancel()
+    return Response(render_generate(result.result(), logprobs=logprobs), media_type="application/json")
+
+
+async def abort_when_gone(request: Request, engine: Engine, rid: str) -> None:
+    """Waits for the client to disconnect, then ends its request."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    engine.abort(rid, "the client disconnected")
+
+
+@router.get("/health_generate")
+async def health_generate(request: Request) -> Response:
+    """Generates one token; 503 where that does not happen in time."""
+    engine = engine_of(request)
+    probe = GenerateRequest(input_ids=[0], sampling=SamplingParams(max_new_tokens=1, temperature=0.0))
+    try:
+        async with asyncio.timeout(HEALTH_DEADLINE_S):
+            await engine.generate(probe)
+    except TimeoutError:
+        raise Unavailable(f"no token within {HEALTH_DEADLINE_S:g} s (paused: {engine.load().paused})", code="unhealthy") from None
+    return Response(status_code=200)
+
+
+@router.get("/model_info")
+@router.get("/get_model_info", include_in_schema=False)
+async def model_info(request: Request) -> dict[str, Any]:
+    """Which weights are served."""
+    weights = engine_of(request).weights
+    return {
+        "model_path": weights.path,
+        "tokenizer_path": weights.path,
+        "is_generation": True,
+        "weight_version": weights.version,
+        "context_length": weights.model.config.max_position_embeddings,
+        "vocab_size": weights.model.config.vocab_size,
+    }
+
+
+@router.get("/server_info")
+@router.get("/get_server_info", include_in_schema=False)
+async def server_info(request: Request) -> dict[str, Any]:
+    """Sizes and load."""
+    engine = engine_of(request)
+    load = engine.load()
+    return {
+        "engine": "frontdesk torch stand-in for SGLang",
+        "model_path": engine.weights.path,
+        "weight_version": engine.weights.version,
+        **asdict(engine.settings),
+        "paused": load.paused,
+        "internal_states": [{"running": load.running, "queued": load.waiting, "kv_tokens": load.kv_tokens, **asdict(load.totals)}],
+    }
+
+
+@admin.post("/pause_generation")
+async def pause_generation(request: Request, body: PauseBody | None = None) -> dict[str, str]:
+    """Stops computing; returns when it has stopped. New requests wait."""
+    mode = body.mode if body else "abort"
+    await asyncio.wait_for(asyncio.wrap_future(engine_of(request).pause(mode)), CONTROL_DEADLINE_S)
+    return {"status": "ok", "message": f"generation paused ({mode})"}
+
+
+@admin.post("/continue_generation")
+async def continue_generation(request: Request) -> dict[str, str]:
+    """Goes on after a pause."""
+    await asyncio.wait_for(asyncio.wrap_future(engine_of(request).resume()), CONTROL_DEADLINE_S)
+    return {"status": "ok", "message": "generation continues"}
+
+
+@admin.post("/update_weights_from_disk")
+async def update_weights_from_disk(request: Request, body: UpdateBody) -> Response:
+    """Serves the weights in a folder; running requests go on under them. 400 with ``success`` false where they cannot be read."""
+    future = engine_of(request).update_weights(Path(body.model_path), body.weight_version, abort_all=body.abort_all_requests)
+    outcome = await asyncio.wait_for(asyncio.wrap_future(future), CONTROL_DEADLINE_S)
+    return JSONResponse(asdict(outcome), status_code=200 if outcome.success else 400)
+
+
+@admin.post("/abort_request")
+async def abort_request(request: Request, body: AbortBody) -> dict[str, int]:
+    """Ends requests with what they have."""
+    if not body.rid and not body.abort_all:
+        return {"aborted": 0}
+    future = engine_of(request).abort(None if body.abort_all else body.rid)
+    return {"aborted": await asyncio.wait_for(asyncio.wrap_future(future), CONTROL_DEADLINE_S)}
+
+
+@admin.api_route("/flush_cache", methods=["GET", "POST"], operation_id="flush_cache")
+async def flush_cache(request: Request) -> Response:
+    """Empties the cache, 400 while requests are running."""
+    done = await asyncio.wait_for(asyncio.wrap_future(engine_of(request).flush()), CONTROL_DEADLINE_S)
+    message = "cache flushed" if done else "not flushed: requests are running"
+    return JSONResponse({"success": done, "message": message}, status_code=200 if done else 400)

@@ -1,0 +1,130 @@
+"""Owns which episodes are asked for, in which order and with which seeds: pure functions of the config and a counter.
+
+The same counter gives the same requests with the same ids, so asking again after a crash is harmless (the store knows them already).
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.common.config import ExperimentConfig
+from services.common.config.laptop import DemonstrationMix
+from services.common.wire.rollouts import Demonstration, Kind, RolloutRequest, Sampling, TaskRef
+from services.trainer.checks import dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the agent runner's listing says of a task."""
+
+    task_id: str
+    solo: bool
+
+
+def seed_of(*parts: object) -> int:
+    """A 31-bit seed that depends on all parts and on nothing else."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") >> 1
+
+
+def epoch_index(n: int, position: int, seed: int) -> int:
+    """Which of ``n`` items stands at ``position`` of endlessly many epochs, each shuffled by itself."""
+    epoch, offset = divmod(position, n)
+    order = list(range(n))
+    random.Random(seed_of(seed, "epoch", epoch)).shuffle(order)
+    return order[offset]
+
+
+def policy_sampling(config: ExperimentConfig, seed: int, *, greedy: bool = False) -> Sampling:
+    """``gconfig`` on the wire."""
+    temperature = 0.0 if greedy or config.gconfig.greedy else config.gconfig.temperature
+    return Sampling(temperature=temperature, top_p=config.gconfig.top_p, max_tokens=config.gconfig.max_new_tokens, seed=seed)
+
+
+def task_ref(config: ExperimentConfig, path: str, task: Task) -> TaskRef:
+    """A task of the dataset ``path``."""
+    domain, split = dataset(path)
+    return TaskRef(domain=domain, split=split, task_id=task.task_id, solo_mode=config.econfig.solo_mode)
+
+
+def train_group(config: ExperimentConfig, tasks: Sequence[Task], number: int, version: int) -> list[RolloutRequest]:
+    """The requests of the ``number``-th group (0-based)."""
+    task = tasks[epoch_index(len(tasks), number, config.seed)]
+    group_id = f"{config.trial_name}-rl-{number:05d}"
+    return [
+        RolloutRequest(
+            episode_id=f"{group_id}-{index}",
+            group_id=group_id,
+            sample_index=index,
+            group_size=config.gconfig.n_samples,
+            kind=Kind.TRAIN,
+            task=task_ref(config, config.train_dataset.path, task),
+            sampling=policy_sampling(config, seed_of(config.seed, group_id, index)),
+            max_steps=config.econfig.max_steps,
+            seed=seed_of(config.seed, group_id, index, "env"),
+            policy_version=version,
+        )
+        for index in range(config.gconfig.n_samples)
+    ]
+
+
+def eval_group(
+    config: ExperimentConfig, name: str, tasks: Sequence[Task], number: int, version: int, *, greedy: bool
+) -> list[RolloutRequest]:
+    """The requests of the evaluation pass ``name`` for one task. The seeds are those of every other pass."""
+    size = 1 if greedy else config.valid_dataset.n_samples or config.evaluator.n_samples
+    group_id = f"{config.trial_name}-eval-{name}-{'greedy' if greedy else 'sampled'}-{number:04d}"
+    seeds = [seed_of(config.evaluator.seed, number, index, greedy) for index in range(size)]
+    return [
+        RolloutRequest(
+            episode_id=f"{group_id}-{index}",
+            group_id=group_id,
+            sample_index=index,
+            group_size=size,
+            kind=Kind.EVAL,
+            task=task_ref(config, config.valid_dataset.path, tasks[number]),
+            sampling=policy_sampling(config, seed, greedy=greedy),
+            max_steps=config.econfig.max_steps,
+            seed=seed,
+            policy_version=version,
+        )
+        for index, seed in enumerate(seeds)
+    ]
+
+
+def demonstrations(config: ExperimentConfig, tasks: Sequence[Task]) -> list[RolloutRequest]:
+    """The requests of all demonstrations, over shuffled epochs of ``tasks``, with the qualities in the shares of ``sft.mix``."""
+    qualities = mixed(config.sft.mix, config.sft.n_demonstrations, config.seed)
+    requests: list[RolloutRequest] = []
+    for number, quality in enumerate(qualities):
+        episode_id = f"{config.trial_name}-demo-{number:05d}"
+        task = tasks[epoch_index(len(tasks), number, seed_of(config.seed, "demo"))]
+        requests.append(
+            RolloutRequest(
+                episode_id=episode_id,
+                group_id=episode_id,
+                kind=Kind.DEMO,
+                task=task_ref(config, config.sft.dataset, task),
+                sampling=policy_sampling(config, 0),
+                max_steps=config.econfig.max_steps,
+                seed=seed_of(config.seed, episode_id),
+                demonstration=Demonstration.model_validate({"quality": quality}),
+            )
+        )
+    return requests
+
+
+def mixed(mix: DemonstrationMix, n: int, seed: int) -> list[str]:
+    """``n`` qualities in the shares of ``mix`` (largest remainder), shuffled. Raises ValueError where all shares are 0."""
+    shares = mix.model_dump()
+    total = sum(shares.values())
+    if total <= 0:
+        raise ValueError("sft.mix: all shares are 0; give at least one quality a positive share")
+    exact = {quality: n * share / total for quality, share in shares.items()}
+    counts = {quality: int(value) for quality, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda quality: counts[quality] - exact[quality])
+    for quality in by_remainder[: n - sum(counts.values())]:
+        counts[quality] += 1
+    qualities = [quality for quality, count in counts.items() for _ in range(count)]
+    random.Random(seed_of(seed, "mix")).shuffle(qualities)
+    return qualities

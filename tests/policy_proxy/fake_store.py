@@ -1,0 +1,112 @@
+"""A fake trajectory store: the session and policy-version routes of the real one, in memory, with knobs for faults."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from services.common.wire.calls import CallRecord, decode_call
+
+
+@dataclass
+class StoredSession:
+    sealed: bool = False
+    calls: dict[str, bytes] = field(default_factory=dict)
+    intents: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class FakeStore:
+    """State and knobs."""
+
+    sessions: dict[str, StoredSession] = field(default_factory=dict)
+    latest: dict[str, Any] | None = None
+    lose_answers: int = 0
+    """So many recorded calls are answered with 503 although they were stored."""
+    record_delay_s: float = 0.0
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/healthz", self.healthz),
+                Route("/v1/sessions/{sid}", self.open, methods=["PUT"]),
+                Route("/v1/sessions/{sid}", self.view),
+                Route("/v1/sessions/{sid}/intents/{call_id}", self.begin, methods=["POST"]),
+                Route("/v1/sessions/{sid}/calls/{call_id}", self.record, methods=["PUT"]),
+                Route("/v1/sessions/{sid}/calls", self.calls),
+                Route("/v1/sessions/{sid}/seal", self.seal, methods=["POST"]),
+                Route("/v1/policy_versions/latest", self.version),
+            ]
+        )
+
+    def records(self, session_id: str) -> list[CallRecord]:
+        records = [decode_call(data) for data in self.sessions[session_id].calls.values()]
+        assert [record.ordinal for record in records] == list(range(len(records)))
+        return records
+
+    async def healthz(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def open(self, request: Request) -> Response:
+        session = self.sessions.setdefault(request.path_params["sid"], StoredSession())
+        return _problem(409, "session_sealed") if session.sealed else self._view(request)
+
+    async def view(self, request: Request) -> Response:
+        return self._view(request) if request.path_params["sid"] in self.sessions else _problem(404, "session_unknown")
+
+    async def begin(self, request: Request) -> Response:
+        session = self.sessions.get(request.path_params["sid"])
+        if session is None or session.sealed:
+            return _problem(409, "session_sealed") if session else _problem(404, "session_unknown")
+        call_id, digest = request.path_params["call_id"], (await request.json())["digest"]
+        if session.intents.setdefault(call_id, digest) != digest:
+            return _problem(409, "digest_mismatch")
+        return Response(status_code=204)
+
+    async def record(self, request: Request) -> Response:
+        session = self.sessions[request.path_params["sid"]]
+        data = await request.body()
+        await asyncio.sleep(self.record_delay_s)
+        if session.sealed:
+            return _problem(409, "session_sealed")
+        session.calls.setdefault(request.path_params["call_id"], data)
+        session.intents.pop(request.path_params["call_id"], None)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            return _problem(500, "lost")
+        return Response(status_code=204)
+
+    async def calls(self, request: Request) -> Response:
+        session = self.sessions.get(request.path_params["sid"])
+        if session is None:
+            return _problem(404, "session_unknown")
+        return Response(msgspec.msgpack.encode(list(session.calls.values())), media_type="application/msgpack")
+
+    async def seal(self, request: Request) -> Response:
+        self.sessions[request.path_params["sid"]].sealed = True
+        return self._view(request)
+
+    async def version(self, request: Request) -> Response:
+        return JSONResponse(self.latest) if self.latest else _problem(404, "no_policy_version")
+
+    def _view(self, request: Request) -> Response:
+        session_id = request.path_params["sid"]
+        session = self.sessions[session_id]
+        return JSONResponse(
+            {
+                "session_id": session_id,
+                "sealed": session.sealed,
+                "n_calls": len(session.calls),
+                "open_intents": list(session.intents),
+                "created_at": 1.0,
+            }
+        )
+
+
+def _problem(status: int, code: str) -> Response:
+    return JSONResponse({"code": code, "detail": code, "status": status}, status)

@@ -1,0 +1,93 @@
+"""Text and tokens of the policy: the same as transformers makes, with the long common part encoded once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from proxy_helpers import SYSTEM, call_text, tool, user
+
+from services.policy_proxy.chat import read_messages
+from services.policy_proxy.rendering import Renderer
+
+CONVERSATION = [
+    {"role": "system", "content": "Line one.\nÜnïcödé and <b>markup</b> & 'quotes'. " * 80},
+    user("hello {{ braces }} <|im_start|>"),
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"city": "Zürich", "n": [1, 2.5, null]}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": '{"weather": "<rain>"}'},
+    {"role": "assistant", "content": "  It rains. ", "reasoning_content": "hm"},
+    user("日本 🙂"),
+]
+
+PEER = """
+import importlib.util, json, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else find_spec(name, package)  # seconds faster
+from transformers import AutoTokenizer
+folder, messages, tools = json.load(sys.stdin)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+for message in messages:
+    for call in message.get("tool_calls", []):
+        call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+print(json.dumps([text, tokenizer.encode(text, add_special_tokens=False)]))
+"""
+
+
+async def test_text_and_ids_are_those_of_transformers(model_folder: Path, renderer: Renderer) -> None:
+    tools = [tool(), tool("línea")]
+    given = json.dumps([str(model_folder), CONVERSATION, tools])
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(  # noqa: ASYNC221 - nothing else runs on this loop
+        [sys.executable, "-c", PEER], input=given, capture_output=True, text=True, env=environment, timeout=100, check=True
+    )
+    text, ids = json.loads(done.stdout.splitlines()[-1])
+    ours = renderer.render(read_messages(CONVERSATION), tools)
+    assert ours == text
+    assert (await renderer.encode(ours)).tolist() == ids
+
+
+async def test_cutting_at_turns_changes_no_token(renderer: Renderer) -> None:
+    text = renderer.render(read_messages(CONVERSATION), [tool()])
+    whole = renderer._ids(text)
+    assert (await renderer.encode(text)).tolist() == whole.tolist()
+    assert (await renderer.encode(text)).tolist() == whole.tolist()
+    assert renderer.decode(whole.tolist()) == text
+
+
+def test_tools_are_serialised_by_value_not_by_name(renderer: Renderer) -> None:
+    first, second = tool(), tool()
+    second["function"]["description"] = "Something else."
+    texts = [renderer.render([SYSTEM, user("hi")], [item]) for item in (first, second, first)]
+    assert texts[0] == texts[2] != texts[1]
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_an_incomplete_model_folder_is_refused_by_name(model_folder: Path, tmp_path: Path, missing: str) -> None:
+    for file in model_folder.iterdir():
+        if file.name != missing:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match=missing):
+        Renderer.load(tmp_path)
+
+
+def test_a_broken_template_is_refused_with_its_line(model_folder: Path, tmp_path: Path) -> None:
+    for file in model_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("fine\n{% if %}")
+    with pytest.raises(ValueError, match="line 2"):
+        Renderer.load(tmp_path)
+
+
+def test_call_text_is_what_the_template_writes(renderer: Renderer) -> None:
+    message = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look_up", "arguments": {"city": "Paris"}}}]}
+    rendered = renderer.render([user("hi"), message], [], add_generation_prompt=False)
+    assert rendered.endswith(f"assistant\n{call_text('look_up', city='Paris')}<|im_end|>\n")

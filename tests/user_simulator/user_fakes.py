@@ -1,0 +1,84 @@
+"""A server in a thread, and turn bodies, for tests of the user simulator."""
+
+import socket
+import threading
+import time
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from services.common.wire.users import Scenario, UserSideMessage, UserToolCall, UserTurnBody
+
+Json = dict[str, Any]
+TOOL_NAMES = [
+    "check_status_bar",
+    "check_network_status",
+    "check_network_mode_preference",
+    "set_network_mode_preference",
+    "run_speed_test",
+    "toggle_airplane_mode",
+    "check_sim_status",
+    "reseat_sim_card",
+    "toggle_data",
+    "toggle_roaming",
+    "check_vpn_status",
+    "disconnect_vpn",
+    "grant_app_permission",
+    "check_app_permissions",
+    "reboot_device",
+    "make_payment",
+    "check_payment_request",
+    "can_send_mms",
+    "reset_apn_settings",
+    "check_apn_settings",
+]
+TOOLS: list[Json] = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in TOOL_NAMES]
+SCENARIO = Scenario(
+    text="Instructions:\n\tDomain: telecom",
+    domain="telecom",
+    reason_for_call="You cannot use your phone. You want it fixed.",
+    known_info="You are John Smith with phone number 555-123-2002.",
+)
+GREETING = UserSideMessage(role="assistant", content="Hi! How can I help you today?")
+
+
+class LiveApp:
+    """An app behind uvicorn on a free port."""
+
+    def __init__(self, app: FastAPI) -> None:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        settings = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, ws="none", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(settings)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        give_up_at = time.monotonic() + 20
+        while not self._server.started:
+            assert time.monotonic() < give_up_at, "the app did not start"
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(timeout=20)
+
+
+def agent(text: str) -> UserSideMessage:
+    return UserSideMessage(role="assistant", content=text)
+
+
+def user(text: str) -> UserSideMessage:
+    return UserSideMessage(role="user", content=text)
+
+
+def ran(name: str, result: str, number: int = 0, **arguments: Any) -> list[UserSideMessage]:
+    """The user ran a tool and got a result."""
+    call = UserToolCall(id=f"user_call_{number}", name=name, arguments=arguments)
+    return [UserSideMessage(role="user", tool_calls=[call]), UserSideMessage(role="tool", content=result, tool_call_id=call.id)]
+
+
+def turn(*messages: UserSideMessage) -> UserTurnBody:
+    return UserTurnBody(scenario=SCENARIO, guidelines="# Rules", tools=TOOLS, messages=list(messages), seed=4)
