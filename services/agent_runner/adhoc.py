@@ -19,7 +19,7 @@ REMEMBERED = 256
 
 
 class AdhocEpisodes:
-    """Runs single episodes on request. Use as an async context manager: leaving it cancels what still runs."""
+    """Runs single episodes on request; `close` cancels what still runs."""
 
     def __init__(
         self, play: Callable[[RolloutRequest], Awaitable[Trajectory]], store: StoreClient, *, limit: int, store_patience_s: float = 10.0

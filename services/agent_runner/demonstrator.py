@@ -155,7 +155,10 @@ class Demonstrator:
         self._said = 0
 
     def next_message(self, last_tool_result: ToolResult | None) -> dict[str, Any]:
-        """The next assistant message in OpenAI form. Past the end it repeats the last one."""
+        """The next assistant message in OpenAI form; past the end the last one again.
+
+        Takes the last result as any agent does; the script was fixed when the demonstrator was made and does not depend on it.
+        """
         number = self._said
         self._said += 1
         if number >= len(self._steps):

@@ -105,14 +105,18 @@ class VersionFollower:
         self._latest = latest
         self._initial = initial
         self._deadline_s = deadline_s
+        self._failing = False
 
     async def run(self) -> None:
         """Asks the store every couple of seconds, more often until it has answered once."""
         while True:
             try:
                 await self.follow()
+                self._failing = False
             except ServiceError as error:
-                log.warning("the newest policy version is not followed yet: %s", error.detail)
+                if not self._failing:
+                    log.warning("the newest policy version is not followed for now: %s", error.detail)
+                self._failing = True
             await asyncio.sleep(FOLLOW_EVERY_S if self._pool.target else FIRST_FOLLOW_EVERY_S)
 
     async def follow(self) -> None:

@@ -100,8 +100,7 @@ class WeightUpdates:
         finally:
             await self._resume(servers)
         if self._pool.target != wanted:
-            details = "; ".join(f"{server.url}: {server.detail}" for server in self._pool.servers)
-            raise Unavailable(f"no policy server took version {wanted.version} ({details})", code="update_failed", retry_after_s=1.0)
+            raise self._nobody_has(wanted)
         log.info("policy version %d on %d of %d servers", wanted.version, len(self._pool.up()), len(self._pool.servers))
 
     async def _prepare(self, wanted: PolicyVersion, servers: list[PolicyServer], deadline_s: float) -> None:
@@ -174,7 +173,14 @@ class WeightUpdates:
         self.phase = phase
 
     def _results(self, wanted: PolicyVersion) -> list[ServerResult]:
-        return [
+        results = [
             ServerResult(server.url, server.state is ServerState.UP and server.version == wanted.version, server.detail)
             for server in self._pool.servers
         ]
+        if not any(result.ok for result in results):
+            raise self._nobody_has(wanted)
+        return results
+
+    def _nobody_has(self, wanted: PolicyVersion) -> Unavailable:
+        details = "; ".join(f"{server.url} {server.state.value}: {server.detail}" for server in self._pool.servers)
+        return Unavailable(f"no policy server has version {wanted.version} ({details})", code="update_failed", retry_after_s=1.0)

@@ -97,7 +97,10 @@ def read_engine_state(engine: Engine, path: Path) -> None:
 
 
 class ComputeThread:
-    """The one thread in which all engine work runs, so that the HTTP side stays responsive and the engine has one caller."""
+    """The one thread in which all engine work runs, so that the HTTP side stays responsive and the engine has one caller.
+
+    Leaving the block waits for the piece of work that is running, because nothing can interrupt it.
+    """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -106,7 +109,7 @@ class ComputeThread:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     async def run(self, work: Callable[[], T]) -> T:
         """The result of ``work``. A cancelled caller leaves a running piece of work to its end; its result is dropped."""

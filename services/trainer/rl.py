@@ -65,6 +65,8 @@ class RlLoop:
         self._published = state.step
         self._held: list[PendingAck] = []
         self._chosen: list[Chosen] = []
+        self._in_hand = 0
+        """Groups that the rule counts as accepted and not consumed. A step counts as a whole batch, even where it trains on less."""
         self._delivered: list[Delivered] = []
         self._drops: dict[str, str] = {}
         self._metrics: dict[str, float] = {}
@@ -96,7 +98,7 @@ class RlLoop:
         await self._report()
 
     async def _feed(self) -> None:
-        await self._feeder.feed(self._published, len(self._chosen))
+        await self._feeder.feed(self._published, self._in_hand)
 
     # Stages
 
@@ -111,6 +113,7 @@ class RlLoop:
             barren = 0 if found else barren + 1
             if barren >= ALARM_AFTER:
                 log.warning("%d leases in a row without a group to train on; dropped so far: %s", barren, self._drops)
+        self._in_hand = self._limits.batch
         self._metrics = {
             **delivered_stats(self._delivered, self._drops),
             "rollout/leases": float(len(self._held)),
@@ -150,6 +153,7 @@ class RlLoop:
         self._drops |= selection.drops
         if selection.chosen:
             self._chosen += selection.chosen
+            self._in_hand = len(self._chosen)
             self._held.append(pending)
             return True
         await self._ack_one(pending)
@@ -204,7 +208,7 @@ class RlLoop:
         started = time.perf_counter()
         await self._parts.publisher.publish(self._engine, self._state.step)
         self._published = self._state.step
-        self._chosen = []
+        self._chosen, self._in_hand = [], 0
         await self._feed()
         if self._state.report:
             self._state.report.values["timeperf/update_weights"] = time.perf_counter() - started

@@ -171,7 +171,7 @@ class Hosted:
         try:
             value = getattr(self.user if name in self.users else self.agent, name)(**arguments)
             self.environment.sync_tools()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a tool raises is its result
             return f"Error: {error}".replace("TelecomAgentTools.", "TelecomTools."), True
         return (json.dumps(value, default=str) if name == "get_details_by_id" else to_text(value)), False
 

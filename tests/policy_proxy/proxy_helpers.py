@@ -105,7 +105,8 @@ def running_proxy(
 ) -> Iterator["ProxyUnderTest"]:
     """Fake servers that run and a proxy to start. ``settings`` are those of services.policy_proxy."""
     with ExitStack() as stack:
-        store = FakeStore()
+        # Where nothing is published the store answers 404, the client's back-off draws a random number, and hypothesis objects to that.
+        store = FakeStore(latest={"version": 0, "path": str(model_folder)})
         store_thread = stack.enter_context(ServerThread(store.app))
         engines = [FakeSglang(script=lambda _: []) for _ in range(servers)]
         threads = [stack.enter_context(ServerThread(engine.app)) for engine in engines]

@@ -124,8 +124,8 @@ def test_kill_minus_nine_in_mid_call_and_the_session_goes_on(make_proxy: MakePro
     """The call that was in flight is begun and not recorded; sent again under its id it closes its intent, on the same branch."""
     proxy = make_proxy(start=False)
     process = ProxyProcess(proxy.config, tmp_path)
-    process.start()
     try:
+        process.start()
         session = proxy.open()
         messages = [SYSTEM, user("hi")]
         messages += [session.say(messages, call_id="c1"), user("more")]

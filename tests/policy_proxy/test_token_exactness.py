@@ -154,8 +154,6 @@ STEP = st.sampled_from(["extend", "extend", "extend", "again", "shorten", "edit"
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(SAID, FREE_TEXT, STEP), min_size=1, max_size=6))
 def test_random_conversations(proxy: ProxyUnderTest, turns: list[tuple[tuple[str, str], str, str]]) -> None:
-    # Without a version the store answers 404, and the proxy's retry draws a random number while hypothesis watches for that.
-    proxy.store.latest = {"version": 0, "path": proxy.config.actor.path}
     session = proxy.open()
     messages: list[dict[str, Any]] = [SYSTEM, user("hi")]
     extended = True

@@ -144,8 +144,8 @@ def test_a_crash_in_mid_update_leaves_nobody_paused(make_proxy: MakeProxy, tmp_p
     """kill -9 of the proxy between pause and continue; the next proxy finds the version in the store and continues the server."""
     proxy = make_proxy(start=False)
     process = ProxyProcess(proxy.config, tmp_path)
-    process.start()
     try:
+        process.start()
         proxy.engine.stall_update = True
         with ThreadPoolExecutor(1) as pool:
             update = pool.submit(proxy.post_weights, 1)
@@ -160,6 +160,15 @@ def test_a_crash_in_mid_update_leaves_nobody_paused(make_proxy: MakeProxy, tmp_p
     proxy.start()
     assert not proxy.engine.paused
     assert proxy.open().post([user("hi")]).headers["X-Policy-Version"] == "1"
+
+
+def test_before_the_first_publication_the_initial_model_is_version_0(make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(start=False)
+    proxy.store.latest = None
+    proxy.engine.restart(version="default")
+    proxy.start()
+    assert proxy.engine.version == "0"
+    assert proxy.engine.model_path == proxy.config.actor.path
 
 
 def test_the_newest_version_in_the_store_is_followed(make_proxy: MakeProxy) -> None:

@@ -77,7 +77,9 @@ def full_logits(model: Qwen3, tokens: Iterable[int]) -> torch.Tensor:
 def check(models: dict[str, Qwen3], prompt: list[int], params: SamplingParams, result: GenerateResult) -> None:
     """Every output token is the one that a cache-free pass of its version's model samples, with the same log-probability."""
     output = result.output_ids
-    assert [span.start for span in result.weight_versions] == [0, *[span.end for span in result.weight_versions[:-1]]][: len(result.weight_versions)]
+    assert [span.start for span in result.weight_versions] == [0, *[span.end for span in result.weight_versions[:-1]]][
+        : len(result.weight_versions)
+    ]
     assert sum(span.end - span.start for span in result.weight_versions) == len(output) == len(result.logprobs)
     for span in result.weight_versions:
         logits = full_logits(models[span.version], [*prompt, *output])

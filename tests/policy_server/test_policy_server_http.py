@@ -19,7 +19,7 @@ from services.policy_server.scheduler import Scheduler
 from services.policy_server.settings import EngineSettings
 
 PROMPT = ids(1, 30)
-LONG = 500
+LONG = 300
 """New tokens of a request that is still running when the test acts on it."""
 
 
@@ -185,7 +185,9 @@ def test_weight_update_in_mid_generation(
     # What follows the cut is what the new policy says to prompt and partial output.
     fresh = generate(client, **body(LONG - cut, PROMPT + answer["output_ids"][:cut]))
     assert fresh["output_ids"] == answer["output_ids"][cut:]
-    assert fresh["meta_info"]["output_token_logprobs"][0][0] == pytest.approx(answer["meta_info"]["output_token_logprobs"][cut][0], abs=1e-4)
+    assert fresh["meta_info"]["output_token_logprobs"][0][0] == pytest.approx(
+        answer["meta_info"]["output_token_logprobs"][cut][0], abs=1e-4
+    )
 
 
 def test_weight_update_that_aborts(client: httpx.Client, background: ThreadPoolExecutor, models: dict[str, Path]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from rl_bench import Process, playing, trainer_process
-from trainer_helpers import Player, World
+from trainer_helpers import World
 
 from services.common.config import ExperimentConfig
 from services.common.wire.rollouts import Kind
@@ -175,15 +175,3 @@ async def test_nothing_is_asked_for_beyond_the_last_step(
         await asyncio.wait_for(process.loop.run(), 60)
         assert await process.parts.store.groups(Kind.TRAIN) == (0, 0)
     assert len(player.played) == 2 * 4
-
-
-def test_the_player_is_deterministic(make_config: MakeConfig, model_folder: object) -> None:
-    """Else the tests above would prove less than they say."""
-    config = make_config()
-    world = World()
-    world.path, world.version = str(model_folder), 0
-    from services.trainer.sampler import Task, train_group
-
-    request = train_group(config, [Task("t", True)], 0, 0)[0]
-    first, second = (Player("http://127.0.0.1:1", world, config).records(request, "s") for _ in range(2))
-    assert first == second

@@ -254,8 +254,8 @@ def test_the_store_agrees_with_the_model(make_store: Callable[..., StoreClient],
         run_state_machine_as_test(
             lambda: StoreMachine(store, raw),
             settings=settings(
-                max_examples=200,
-                stateful_step_count=30,
+                max_examples=10,
+                stateful_step_count=70,
                 deadline=None,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
             ),

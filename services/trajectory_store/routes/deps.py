@@ -23,11 +23,16 @@ def store_of(request: Request) -> Store:
     return request.app.state.store
 
 
-StoreDep = Annotated[Store, Depends(store_of)]
+async def _store(request: Request) -> Store:
+    return store_of(request)
+
+
+StoreDep = Annotated[Store, Depends(_store)]
+"""Async, because FastAPI sends plain functions through a thread pool."""
 
 
 async def guard(request: Request) -> None:
-    """Admin key and announced body size. Async, because FastAPI sends plain functions through a thread pool."""
+    """Admin key and announced body size. Async for the same reason."""
     require_admin(request)
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > MAX_BODY:
