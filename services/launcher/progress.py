@@ -69,12 +69,6 @@ def rewards_by_step(records: Iterable[Mapping[str, Any]]) -> dict[int, float]:
     return {int(record["step"]): float(record["values"][REWARD_METRIC]) for record in records if REWARD_METRIC in record["values"]}
 
 
-def _detail(experiment: Mapping[str, Any]) -> str:
-    progress = experiment.get("progress") or {}
-    counted = f" {progress['done']}/{progress['total']}" if progress.get("total") else ""
-    return str(experiment.get("reason") or "") or f"{experiment.get('detail', '')}{counted}"
-
-
 class Watcher:
     """Polls a running experiment."""
 
@@ -129,7 +123,7 @@ class Watcher:
         rewards = rewards_by_step(self.records)
         return Snapshot(
             phase=str(experiment.get("phase", "starting")),
-            detail=_detail(experiment),
+            detail=str(experiment.get("detail", "")),
             step=int(experiment.get("step", 0)),
             total_steps=int(experiment.get("total_steps", 0)),
             policy_version=int(experiment.get("policy_version", -1)),

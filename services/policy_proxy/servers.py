@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy.sglang import SglangServer
+from services.policy_proxy.sglang import SglangServer, Weights
 
 AFFINITY_SLACK = 8
 """A session stays with its server (its prefix is cached there) until that has this many more calls than the least loaded one."""
@@ -59,6 +59,8 @@ class PolicyServer:
     state: ServerState = ServerState.DOWN
     version: int = -1
     """The version verified last; what a call is pinned to."""
+    weights: Weights | None = None
+    """What it said when it was verified. A restart shows in it also where the version number is the same."""
     in_flight: int = 0
     epoch: int = 0
     """Counts transitions, so that an answer from before one is told apart."""
@@ -88,6 +90,8 @@ class ServerPool:
         self.servers = [PolicyServer(SglangServer(url, control_headers)) for url in urls]
         self.target: PolicyVersion | None = None
         """The committed policy version; None until the store has been asked."""
+        self.provisional = False
+        """Nothing was published yet: the target is the initial model, which the first publication of version 0 replaces."""
         self._changed = asyncio.Event()
 
     @property
@@ -114,13 +118,14 @@ class ServerPool:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def verified(self, server: PolicyServer, label: str) -> None:
+    def verified(self, server: PolicyServer, weights: Weights) -> None:
         """The server says which weights it has: into rotation where they are the committed ones, into quarantine otherwise."""
-        if self.target is not None and label == str(self.target.version):
-            server.version = self.target.version
+        if weights.label == str(self.policy_version):
+            server.version = self.policy_version
+            server.weights = weights
             self.apply(server, ServerEvent.VERIFIED)
         else:
-            self.apply(server, ServerEvent.FAILED, f"has version {label}, not {self.policy_version}")
+            self.apply(server, ServerEvent.FAILED, f"has version {weights.label}, not {self.policy_version}")
 
     def suspect(self, server: PolicyServer, detail: str) -> None:
         """A call found the server gone or stale: out of rotation until the watcher has looked at it."""
@@ -128,9 +133,16 @@ class ServerPool:
             self.apply(server, ServerEvent.LOST, detail)
         server.poked.set()
 
-    def commit(self, version: PolicyVersion) -> None:
+    def supersedes(self, wanted: PolicyVersion) -> bool:
+        """Whether ``wanted`` is to take the place of the committed version."""
+        if self.target is None or wanted.version > self.target.version:
+            return True
+        return self.provisional and wanted.version == self.target.version and wanted.path != self.target.path
+
+    def commit(self, version: PolicyVersion, *, provisional: bool = False) -> None:
         """Makes ``version`` the one that servers must have."""
         self.target = version
+        self.provisional = provisional
         for server in self.servers:
             server.poked.set()
 

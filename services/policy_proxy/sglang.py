@@ -56,6 +56,15 @@ class Segment:
     finish: str
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a server says it has loaded."""
+
+    label: str
+    """Its ``weight_version``: a policy version where we set it."""
+    path: str
+
+
 class SglangServer:
     """One server's routes. ``control_headers`` carry the key of those that change what is served."""
 
@@ -78,10 +87,10 @@ class SglangServer:
         answer = self._read(await self._client.request("POST", "/generate", data=payload, timeout_s=timeout_s + BACKSTOP_S))
         return read_segment(answer, pinned)
 
-    async def weight_version(self) -> str:
-        """The version label of the weights in use."""
+    async def weights(self) -> Weights:
+        """The weights in use."""
         answer = self._read(await self._client.request("GET", "/model_info", timeout_s=CONTROL_TIMEOUT_S))
-        return str(answer.get("weight_version"))
+        return Weights(str(answer.get("weight_version")), str(answer.get("model_path")))
 
     async def pause(self) -> None:
         """Stops generation; requests in flight return what they have."""

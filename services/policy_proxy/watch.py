@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from services.common.errors import RemoteError, ServiceError
 from services.common.wire.store import PolicyVersion
 from services.policy_proxy.servers import PolicyServer, ServerEvent, ServerPool, ServerState
+from services.policy_proxy.sglang import Weights
 from services.policy_proxy.weights import WeightUpdates
 
 log = logging.getLogger(__name__)
@@ -52,32 +53,35 @@ class Watcher:
             return
         epoch = server.epoch
         try:
-            label = await server.api.weight_version()
+            weights = await server.api.weights()
         except RemoteError as error:
             if server.epoch == epoch:
                 self._missed(server, error)
             return
         self._misses.pop(server.url, None)
-        if server.epoch != epoch or (server.state is ServerState.UP and label == str(self._pool.policy_version)):
+        if server.epoch != epoch or (server.state is ServerState.UP and self._is_current(server, weights)):
             return
         if server.state is ServerState.QUARANTINED and self._clock() < self._retry_at.get(server.url, 0.0):
             return
-        await self._adopt(server, label)
+        await self._adopt(server, weights)
 
-    async def _adopt(self, server: PolicyServer, label: str) -> None:
+    def _is_current(self, server: PolicyServer, weights: Weights) -> bool:
+        return weights == server.weights and weights.label == str(self._pool.policy_version)
+
+    async def _adopt(self, server: PolicyServer, weights: Weights) -> None:
         target = self._pool.target
         assert target is not None
-        self._pool.apply(server, ServerEvent.UPDATE, f"has version {label}, gets {target.version}")
+        self._pool.apply(server, ServerEvent.UPDATE, f"has version {weights.label}, gets {target.version}")
         try:
             async with asyncio.timeout(self._update_timeout_s):
-                if label != str(target.version):
+                if weights != Weights(str(target.version), target.path):
                     await server.api.update(target, self._update_timeout_s)
-                    label = await server.api.weight_version()
+                    weights = await server.api.weights()
                 await server.api.resume()
         except (RemoteError, TimeoutError) as error:
             self._pool.apply(server, ServerEvent.FAILED, str(error) or "the update took too long")
         else:
-            self._pool.verified(server, label)
+            self._pool.verified(server, weights)
         self._retry_at[server.url] = self._clock() + QUARANTINE_S
         log.info("%s is %s: %s", server.url, server.state.value, server.detail or f"version {server.version}")
 
@@ -121,4 +125,8 @@ class VersionFollower:
 
     async def follow(self) -> None:
         """Takes over the store's newest version where it is newer than ours. Raises `ServiceError`."""
-        await self._updates.follow(await self._latest() or self._initial, self._deadline_s)
+        newest = await self._latest()
+        if newest is not None:
+            await self._updates.follow(newest, self._deadline_s)
+        elif self._pool.target is None:
+            self._pool.commit(self._initial, provisional=True)

@@ -69,16 +69,16 @@ class WeightUpdates:
                 raise Unavailable("the newest policy version is not known yet, the store does not answer", retry_after_s=1.0)
             if wanted.version < current.version:
                 raise Conflict(f"version: {wanted.version} is older than the current {current.version}", code="stale_version")
-            if wanted.version == current.version and wanted.path != current.path:
-                raise Conflict(f"path: version {wanted.version} is {current.path} and cannot become another", code="version_exists")
-            if wanted.version > current.version:
+            if self._pool.supersedes(wanted):
                 await self._transaction(wanted, deadline_s)
+            elif wanted.path != current.path:
+                raise Conflict(f"path: version {wanted.version} is {current.path} and cannot become another", code="version_exists")
             return self._results(wanted)
 
     async def follow(self, newest: PolicyVersion, deadline_s: float) -> None:
         """Takes over a version that others published, where it is newer than ours. Raises `Unavailable` where no server took it."""
         async with self._one_at_a_time:
-            if newest.version <= self._pool.policy_version:
+            if not self._pool.supersedes(newest):
                 return
             if self._pool.up():
                 await self._transaction(newest, deadline_s)
@@ -111,9 +111,9 @@ class WeightUpdates:
             await server.api.update(wanted, deadline_s)
 
         async def verify(server: PolicyServer) -> None:
-            label = await server.api.weight_version()
-            if label != str(wanted.version):
-                self._fail(server, f"has version {label} after the update")
+            server.weights = await server.api.weights()
+            if server.weights.label != str(wanted.version):
+                self._fail(server, f"has version {server.weights.label} after the update")
 
         await self._each(servers, pause)
         self._enter(Phase.UPDATING)
@@ -146,8 +146,8 @@ class WeightUpdates:
             if server.state is ServerState.UPDATING:
                 self._fail(server, str(error))
             return
-        if server.state is ServerState.UPDATING:
-            self._pool.verified(server, str(self._pool.policy_version))
+        if server.state is ServerState.UPDATING and server.weights is not None:
+            self._pool.verified(server, server.weights)
 
     async def _each(self, servers: list[PolicyServer], step: Step) -> None:
         """One step on all servers that have not failed yet, at once; a failure quarantines that server only."""

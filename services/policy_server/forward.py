@@ -118,18 +118,16 @@ def _segments(works: list[Work], owner_N: np.ndarray) -> list[tuple[Segment, Ten
 def plan_runs(slots: list[Slot]) -> list[Run]:
     """Cuts single-token works, in the order of their slots, into runs. A run pays for all its rows up to its longest tail."""
     runs: list[Run] = []
-    first = 0
-    for index in range(1, len(slots) + 1):
-        if index < len(slots) and _cost(slots[first : index + 1]) <= _cost(slots[first:index]) + _cost(slots[index : index + 1]):
-            continue
-        runs.append(_run(slots, first, index))
-        first = index
-    return runs
-
-
-def _cost(slots: list[Slot]) -> int:
-    rows = slots[-1].index - slots[0].index + 1
-    return RUN_OVERHEAD_KEYS + rows * (max(slot.length for slot in slots) + 1)
+    first = longest = 0
+    for index, slot in enumerate(slots):
+        keys = slot.length + 1
+        rows = slots[index - 1].index - slots[first].index + 1
+        joined = (slot.index - slots[first].index + 1) * max(longest, keys)
+        if index > first and joined > rows * longest + RUN_OVERHEAD_KEYS + keys:
+            runs.append(_run(slots, first, index))
+            first, longest = index, 0
+        longest = max(longest, keys)
+    return [*runs, _run(slots, first, len(slots))] if slots else []
 
 
 def _run(slots: list[Slot], first: int, last: int) -> Run:

@@ -49,14 +49,21 @@ class Match:
         return self.node.end + self.n
 
 
+def lazy_zeros(shape: tuple[int, ...]) -> Tensor:
+    """Zeros whose memory is committed where it is written first: numpy asks the system for zero pages, torch writes them.
+
+    Zeros, because a masked key has weight zero, and zero times a stale NaN would be NaN.
+    """
+    return torch.from_numpy(np.zeros(shape, np.float32))
+
+
 class KvCache:
     """Keys and values of one weight version."""
 
     def __init__(self, config: Qwen3Config, settings: EngineSettings) -> None:
         shape = (settings.kv_slots, config.num_key_value_heads, settings.max_tail_tokens, config.head_dim)
-        # zeros, not empty: a masked key has weight zero, and zero times a stale NaN is NaN. Pages are committed on first write only.
-        self.k_SKTE = [torch.zeros(shape) for _ in range(config.num_hidden_layers)]
-        self.v_SKTE = [torch.zeros(shape) for _ in range(config.num_hidden_layers)]
+        self.k_SKTE = [lazy_zeros(shape) for _ in range(config.num_hidden_layers)]
+        self.v_SKTE = [lazy_zeros(shape) for _ in range(config.num_hidden_layers)]
         self.tokens_ST = np.zeros((settings.kv_slots, settings.max_tail_tokens), np.int32)
         self.trunk = Trunk()
         self.slots = [Slot(index, self.trunk.root) for index in range(settings.kv_slots)]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from services.common.config.experiment import ActorConfig, OptimizerConfig
 from services.common.wire.calls import Row
+from services.trainer.thinning import Thinning
 
 Float32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -32,7 +33,7 @@ class Engine(Protocol):
         """Log-probability of each generated token under the current weights, one array [n_output] a row."""
         ...
 
-    def sft_step(self, rows: Sequence[Row]) -> dict[str, float]:
+    def sft_step(self, rows: Sequence[Row], thinning: Thinning | None = None) -> dict[str, float]:
         """One optimizer step on the negative log-probability of the generated tokens; its metrics."""
         ...
 

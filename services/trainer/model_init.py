@@ -48,7 +48,7 @@ def make_model(folder: Path, corpus: Path, shape: PolicyInitConfig, seed: int) -
     tokenizer = train_tokenizer(rendered(corpus, template), shape.vocab_size)
     save_tokenizer(tokenizer, template, partial, shape.max_position_embeddings)
     model = Qwen3(qwen3_config(shape, tokenizer))
-    init_weights(model, seed)
+    init_weights(model, seed, shape.qk_norm_gain)
     save_weights(model, partial)
     os.replace(partial, folder)
     log.info("made a policy of %d parameters in %s", sum(p.numel() for p in model.parameters()), folder)
@@ -57,7 +57,7 @@ def make_model(folder: Path, corpus: Path, shape: PolicyInitConfig, seed: int) -
 def qwen3_config(shape: PolicyInitConfig, tokenizer: Tokenizer) -> Qwen3Config:
     """The architecture of the small policy; the vocabulary is what the tokenizer really has."""
     return Qwen3Config(
-        **shape.model_dump(exclude={"vocab_size"}),
+        **shape.model_dump(exclude={"vocab_size", "qk_norm_gain"}),
         vocab_size=tokenizer.get_vocab_size(),
         eos_token_id=cast(int, tokenizer.token_to_id(END_OF_TURN)),
     )

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from services.trainer.recorder import Recorder
 from services.trainer.sampler import epoch_index, seed_of
 from services.trainer.state import Checkpoints, Report, State, engine_checkpoint
 from services.trainer.store_client import StoreClient
+from services.trainer.thinning import shared_prefix, thinning_of
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +43,16 @@ CHECKPOINT_EVERY = 20
 Progress = Callable[[int, int], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Demonstrations:
     """The SFT data, ordered by episode id. The calls stay encoded: as rows they would take fifty times the memory."""
 
     calls: list[list[bytes]]
+
+    @cached_property
+    def shared(self) -> int:
+        """Length of the prompt prefix that all of them share."""
+        return shared_prefix([self.rows(index)[0] for index in range(len(self.calls))])
 
     def rows(self, index: int) -> list[Row]:
         """The rows of one demonstration that have a generated token."""
@@ -173,9 +180,10 @@ class SftLoop:
 
     async def _step(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
+        thinning = thinning_of(step, self.data.shared, self.config.sft, seed_of(self.config.seed, "thinning"))
 
         def work() -> dict[str, float]:
-            return self.engine.sft_step([row for index in self.batch(step) for row in self.data.rows(index)])
+            return self.engine.sft_step([row for index in self.batch(step) for row in self.data.rows(index)], thinning)
 
         metrics = await self.compute.run(work)
         log.info("sft step %d of %d: loss %.4f", step + 1, self.config.sft.steps, metrics["sft/loss"])

@@ -22,6 +22,7 @@ from services.common.nn.qwen3 import load_model, save_weights
 from services.common.wire.calls import Row
 from services.trainer.loss import loss_stats, ppo_loss
 from services.trainer.packing import Tree, build_tree, split_by_size, unpacked_tokens
+from services.trainer.thinning import Thinning
 from services.trainer.tree_attention import Layout, TreeAttention, layout_of
 
 Float32 = NDArray[np.float32]
@@ -33,6 +34,7 @@ class Pack:
 
     tree: Tree
     layout: Layout
+    position_N: Tensor
     rows: list[int]
     """Indices into the batch, in the order of R."""
     node_U: Tensor
@@ -70,11 +72,11 @@ class TorchEngine:
                     out[index] = part
         return out
 
-    def sft_step(self, rows: Sequence[Row]) -> dict[str, float]:
-        """One optimizer step on the mean negative log-probability of the generated tokens."""
+    def sft_step(self, rows: Sequence[Row], thinning: Thinning | None = None) -> dict[str, float]:
+        """One optimizer step on the mean negative log-probability of the generated tokens, of thinned rows where ``thinning`` is given."""
         tokens = sum(row.n_output for row in rows)
         total = 0.0
-        for pack in packs_of(rows, self._actor.max_tokens_per_mb):
+        for pack in packs_of(rows, self._actor.max_tokens_per_mb, thinning):
             loss = -self._logp(pack, 1.0).sum() / tokens
             loss.backward()
             total += loss.item()
@@ -129,7 +131,7 @@ class TorchEngine:
         def attend(layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
             return cast(Tensor, TreeAttention.apply(q_NHE, k_NKE, v_NKE, layout))
 
-        hidden_ND = self.model(torch.from_numpy(tree.ids_N), torch.from_numpy(tree.depth_N), attend)
+        hidden_ND = self.model(torch.from_numpy(tree.ids_N), pack.position_N, attend)
         logits_UV = self.model.logits(hidden_ND[pack.parent_U])
         if temperature not in (0.0, 1.0):
             logits_UV = logits_UV / temperature
@@ -162,13 +164,14 @@ def schedule(step: int, total_steps: int, config: OptimizerConfig) -> float:
     return config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape
 
 
-def packs_of(rows: Sequence[Row], max_tokens: int) -> Iterator[Pack]:
+def packs_of(rows: Sequence[Row], max_tokens: int, thinning: Thinning | None = None) -> Iterator[Pack]:
     """The rows packed into trees of at most ``max_tokens`` tokens each."""
+    rows = [thinning.apply(row) for row in rows] if thinning else rows
     leaf_of = leaves_of(rows)
     leaves = sorted(set(leaf_of))
     for part in split_by_size([rows[leaf].ids for leaf in leaves], max_tokens):
         chosen = [leaves[i] for i in part]
-        yield _pack(rows, leaf_of, chosen)
+        yield _pack(rows, leaf_of, chosen, thinning)
 
 
 def leaves_of(rows: Sequence[Row]) -> list[int]:
@@ -181,7 +184,7 @@ def leaves_of(rows: Sequence[Row]) -> list[int]:
     return leaf
 
 
-def _pack(rows: Sequence[Row], leaf_of: list[int], leaves: list[int]) -> Pack:
+def _pack(rows: Sequence[Row], leaf_of: list[int], leaves: list[int], thinning: Thinning | None) -> Pack:
     tree = build_tree([rows[leaf].ids for leaf in leaves])
     place = dict(zip(leaves, tree.places, strict=True))
     mine = [i for i in range(len(rows)) if leaf_of[i] in place and rows[i].n_output]
@@ -189,7 +192,19 @@ def _pack(rows: Sequence[Row], leaf_of: list[int], leaves: list[int]) -> Pack:
     node_R = np.concatenate([where[start:stop] for where, start, stop in spans])
     parent_R = np.concatenate([where[start - 1 : stop - 1] for where, start, stop in spans])
     node_U, first_U, unique_R = np.unique(node_R, return_index=True, return_inverse=True)
-    return Pack(tree, layout_of(tree), mine, torch.from_numpy(node_U), torch.from_numpy(parent_R[first_U]), torch.from_numpy(unique_R))
+    layout, position_N = layout_of(tree), tree.depth_N
+    if thinning is not None:
+        layout = layout_of(tree, trunk=len(thinning.kept_T), log_weight=thinning.log_weight)
+        position_N = thinning.positions(tree.depth_N)
+    return Pack(
+        tree,
+        layout,
+        torch.from_numpy(position_N),
+        mine,
+        torch.from_numpy(node_U),
+        torch.from_numpy(parent_R[first_U]),
+        torch.from_numpy(unique_R),
+    )
 
 
 def _cuts(rows: Sequence[Row], pack: Pack) -> list[int]:

@@ -37,20 +37,23 @@ class Layout:
 
     trunk: int
     blocks: list[Block]
+    log_weight: float = 0.0
+    """Added to the log-sum-exp over the trunk: log(r) where each of its keys stands for r keys (`services/trainer/thinning.py`)."""
 
 
-def layout_of(tree: Tree, block: int = BLOCK) -> Layout:
-    """The blocks of a tree."""
+def layout_of(tree: Tree, block: int = BLOCK, trunk: int | None = None, log_weight: float = 0.0) -> Layout:
+    """The blocks of a tree. ``trunk`` may be shorter than the chain that all sequences share."""
+    trunk = tree.trunk if trunk is None else trunk
     blocks: list[Block] = []
-    for start in range(tree.trunk, tree.size, block):
+    for start in range(trunk, tree.size, block):
         stop = min(start + block, tree.size)
-        above = np.flatnonzero(tree.end_N[tree.trunk : start] > start) + tree.trunk
+        above = np.flatnonzero(tree.end_N[trunk:start] > start) + trunk
         keys_M = np.concatenate([above, np.arange(start, stop)])
         query_B1 = np.arange(start, stop)[:, None]
         visible_BM = (keys_M <= query_B1) & (query_B1 < tree.end_N[keys_M])
         mask_BM = torch.from_numpy(np.where(visible_BM, 0.0, flash.MASKED).astype(np.float32))
         blocks.append(Block(start, stop, torch.from_numpy(keys_M), mask_BM))
-    return Layout(tree.trunk, blocks)
+    return Layout(trunk, blocks, log_weight)
 
 
 class TreeAttention(torch.autograd.Function):
@@ -73,7 +76,8 @@ class TreeAttention(torch.autograd.Function):
             q_1KQE = flash.fold(q_NHE[block.start : block.stop], n_kv)
             out, lse = flash.attend_part(q_1KQE, k_1KNE[:, :, block.keys_M], v_1KNE[:, :, block.keys_M], folded_mask(block, q_NHE, n_kv))
             if t:
-                out, lse = flash.merge(*flash.attend_part(q_1KQE, k_1KNE[:, :, :t], v_1KNE[:, :, :t]), out, lse)
+                prefix_out, prefix_lse = flash.attend_part(q_1KQE, k_1KNE[:, :, :t], v_1KNE[:, :, :t])
+                out, lse = flash.merge(prefix_out, prefix_lse + layout.log_weight, out, lse)
             out_NHE[block.start : block.stop] = flash.unfold(out, block.stop - block.start)
             saved += [out, lse]
         ctx.save_for_backward(q_NHE, k_1KNE, v_1KNE, trunk_out, trunk_lse, *saved)
@@ -90,7 +94,7 @@ class TreeAttention(torch.autograd.Function):
         if layout.trunk:
             _trunk_backward(layout.trunk, grad_NHE, q_NHE, k_1KNE, v_1KNE, trunk_out, trunk_lse, dq_NHE, dk_1KNE, dv_1KNE)
         for block, out, lse in zip(layout.blocks, saved[::2], saved[1::2], strict=True):
-            _block_backward(layout.trunk, block, grad_NHE, q_NHE, k_1KNE, v_1KNE, out, lse, dq_NHE, dk_1KNE, dv_1KNE)
+            _block_backward(layout, block, grad_NHE, q_NHE, k_1KNE, v_1KNE, out, lse, dq_NHE, dk_1KNE, dv_1KNE)
         return dq_NHE, dk_1KNE[0].transpose(0, 1), dv_1KNE[0].transpose(0, 1), None
 
 
@@ -115,7 +119,7 @@ def _trunk_backward(
 
 
 def _block_backward(
-    t: int,
+    layout: Layout,
     block: Block,
     grad_NHE: Tensor,
     q_NHE: Tensor,
@@ -127,7 +131,7 @@ def _block_backward(
     dk: Tensor,
     dv: Tensor,
 ) -> None:
-    n_kv = k_1KNE.shape[1]
+    n_kv, t = k_1KNE.shape[1], layout.trunk
     q = flash.fold(q_NHE[block.start : block.stop], n_kv)
     grad = flash.fold(grad_NHE[block.start : block.stop], n_kv)
     k, v = k_1KNE[:, :, block.keys_M], v_1KNE[:, :, block.keys_M]
@@ -135,7 +139,7 @@ def _block_backward(
     dk.index_add_(2, block.keys_M, dk_M)
     dv.index_add_(2, block.keys_M, dv_M)
     if t:
-        dq_t, dk_t, dv_t = flash.attend_backward(grad, q, k_1KNE[:, :, :t], v_1KNE[:, :, :t], out, lse)
+        dq_t, dk_t, dv_t = flash.attend_backward(grad, q, k_1KNE[:, :, :t], v_1KNE[:, :, :t], out, lse - layout.log_weight)
         dq = dq + dq_t
         dk[:, :, :t] += dk_t
         dv[:, :, :t] += dv_t

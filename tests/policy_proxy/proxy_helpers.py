@@ -108,7 +108,7 @@ def running_proxy(
         # Where nothing is published the store answers 404, the client's back-off draws a random number, and hypothesis objects to that.
         store = FakeStore(latest={"version": 0, "path": str(model_folder)})
         store_thread = stack.enter_context(ServerThread(store.app))
-        engines = [FakeSglang(script=lambda _: []) for _ in range(servers)]
+        engines = [FakeSglang(script=lambda _: [], model_path=str(model_folder)) for _ in range(servers)]
         threads = [stack.enter_context(ServerThread(engine.app)) for engine in engines]
         thread = ServerThread(lambda: create_app(config))
         section = {"port": thread.port, "server_urls": [item.url for item in threads]} | settings
@@ -182,7 +182,8 @@ class ProxyUnderTest:
         self._before = self._metrics()
 
     def _reset_knobs(self) -> None:
-        knobs = {item.name: item.default for item in fields(FakeSglang) if item.default is not MISSING}
+        loaded = ("version", "model_path")
+        knobs = {item.name: item.default for item in fields(FakeSglang) if item.default is not MISSING and item.name not in loaded}
         for engine in self.engines:
             for name, value in knobs.items():
                 setattr(engine, name, value)

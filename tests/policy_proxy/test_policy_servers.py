@@ -1,7 +1,7 @@
 """The pool: servers that die, stall or answer nonsense; affinity; the state machine."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from proxy_helpers import MakeProxy, ProxyUnderTest, user
 from proxy_servers import wait_until
@@ -10,7 +10,9 @@ from test_weight_updates import LONG, mid_generation, start_call
 from services.common.errors import RemoteError
 from services.common.wire.store import PolicyVersion
 from services.policy_proxy.servers import TRANSITIONS, IllegalTransition, ServerEvent, ServerPool, ServerState
-from services.policy_proxy.sglang import read_segment, read_versions
+from services.policy_proxy.sglang import Weights, read_segment, read_versions
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_a_call_moves_to_another_server_when_its_own_dies(make_proxy: MakeProxy) -> None:
@@ -73,6 +75,7 @@ def test_a_session_stays_with_its_server(make_proxy: MakeProxy) -> None:
         assert sum(bool(mine & used) for used in sids) == 1
 
 
+@UNHURRIED
 @given(st.lists(st.sampled_from(list(ServerEvent)), max_size=30))
 def test_only_listed_transitions_happen(events: list[ServerEvent]) -> None:
     pool = ServerPool(["http://127.0.0.1:1"], {})
@@ -98,13 +101,14 @@ def test_the_label_decides_what_verified_means() -> None:
     (server,) = pool.servers
     pool.commit(PolicyVersion(version=2, path="/w"))
     pool.apply(server, ServerEvent.UPDATE)
-    pool.verified(server, "1")
+    pool.verified(server, Weights("1", "/w"))
     assert server.state is ServerState.QUARANTINED
     pool.apply(server, ServerEvent.UPDATE)
-    pool.verified(server, "2")
+    pool.verified(server, Weights("2", "/w"))
     assert (server.state, server.version) == (ServerState.UP, 2)
 
 
+@UNHURRIED
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), max_size=6))
 def test_spans_become_runs(runs: list[tuple[int, int]]) -> None:
     spans, at = [], 0

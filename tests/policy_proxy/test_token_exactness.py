@@ -151,7 +151,7 @@ SAID = st.tuples(st.one_of(FREE_TEXT, CALLS, st.builds("{}\n{}".format, FREE_TEX
 STEP = st.sampled_from(["extend", "extend", "extend", "again", "shorten", "edit", "restart"])
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.tuples(SAID, FREE_TEXT, STEP), min_size=1, max_size=6))
 def test_random_conversations(proxy: ProxyUnderTest, turns: list[tuple[tuple[str, str], str, str]]) -> None:
     session = proxy.open()

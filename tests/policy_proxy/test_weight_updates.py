@@ -171,6 +171,21 @@ def test_before_the_first_publication_the_initial_model_is_version_0(make_proxy:
     assert proxy.engine.model_path == proxy.config.actor.path
 
 
+def test_the_first_publication_of_version_0_replaces_the_initial_model(make_proxy: MakeProxy) -> None:
+    """Afterwards version 0 is fixed, and a server restarted with the initial model does not pass for it although its label is 0."""
+    proxy = make_proxy(start=False)
+    proxy.store.latest = None
+    proxy.start()
+    assert proxy.post_weights(0, "/weights/v0").status_code == 200
+    assert proxy.engine.model_path == "/weights/v0"
+    assert proxy.post_weights(0, "/weights/v0").status_code == 200
+    assert proxy.post_weights(0, "/weights/other").status_code == 409
+    proxy.engine.restart(version="0")
+    proxy.engine.model_path = proxy.config.actor.path
+    wait_until(lambda: proxy.engine.model_path == "/weights/v0", what="the published weights")
+    proxy.wait_up(1, version=0)
+
+
 def test_the_newest_version_in_the_store_is_followed(make_proxy: MakeProxy) -> None:
     proxy = make_proxy(start=False)
     proxy.store.latest = {"version": 3, "path": "/weights/v3"}

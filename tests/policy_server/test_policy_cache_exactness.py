@@ -39,7 +39,7 @@ def test_head_layouts(kv_heads: int) -> None:
 def test_shared_prefix_of_simultaneous_requests_is_computed_once() -> None:
     bench = Bench()
     for i in range(10):
-        bench.submit(PREFIX + [i + 1] + ids(10 + i, 6), seed=i)
+        bench.submit([*PREFIX, i + 1, *ids(10 + i, 6)], seed=i)
     bench.finish()
     assert trunk_lengths(bench) == [40]
     assert bench.scheduler.totals.prefill_tokens == 40 + 10 * 7

@@ -54,11 +54,9 @@ async def trainer_process(config: ExperimentConfig, store_url: str, world_url: s
 
 @asynccontextmanager
 async def playing(store_url: str, world: World, config: ExperimentConfig) -> AsyncIterator[Player]:
-    """A player at work."""
+    """A player at work. Its failure is the test's."""
     player = Player(store_url, world, config)
-    task = asyncio.create_task(player.run())
-    try:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(player.run())
         yield player
-    finally:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

@@ -68,7 +68,8 @@ async def test_what_is_trained_is_what_the_store_handed_out(
         tokens = {name: value for name, value in values.items() if name.startswith("rollout/version_tokens/")}
         assert sum(tokens.values()) == values["ppo_actor/n_valid_tokens"] == 8 * values["ppo_actor/n_episodes"]
         assert {name.replace("rollout", "ppo_actor"): value for name, value in tokens.items()}.items() <= values.items()
-        assert values["ppo_actor/behave_logp_diff_current/avg"] < 1e-5
+        assert values.get("ppo_actor/behave_logp_diff_current/avg", 0.0) < 1e-5
+    assert "ppo_actor/behave_logp_diff_current/avg" in lines[0].values
     rewards = sum(line.values["ppo_actor/task_reward/avg"] * line.values["ppo_actor/n_episodes"] for line in lines)
     assert rewards == pytest.approx(sum(item["reward"] for item in stored))
     assert world.updates == [0, 1, 2, 3]

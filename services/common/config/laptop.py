@@ -1,7 +1,5 @@
 """Owns the sections that make an experiment run without any model from outside: the small policy and its SFT warm start."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from services.common.config.base import Section
@@ -22,6 +20,9 @@ class PolicyInitConfig(Section):
     head_dim: int = 64
     max_position_embeddings: int = 16384
     rope_theta: float = 10000.0
+    qk_norm_gain: float = Field(default=1.4, gt=0)
+    """Initial weight of the query and key norms. They bound the attention scores by gain² · √head_dim; with the small heads of a small
+    policy a gain of 1 cannot single out one token among thousands."""
 
 
 class DemonstrationMix(Section):
@@ -52,4 +53,7 @@ class SftConfig(Section):
     min_lr_ratio: float = 0.05
     weight_decay: float = 0.0
     beta2: float = 0.98
-    on_existing: Literal["resume"] = "resume"
+    prefix_tokens: int = Field(default=0, ge=0)
+    """Tokens of the shared prefix that a thinned step keeps; 0 = every step sees all of it (services/trainer/thinning.py)."""
+    full_prefix_steps: int = Field(default=10, ge=0)
+    """The last steps, which see the whole prefix."""

@@ -192,14 +192,17 @@ def rotate(x_NHE: Tensor, cos_N1E: Tensor, sin_N1E: Tensor) -> Tensor:
     return x_NHE * cos_N1E + torch.cat((-second, first), -1) * sin_N1E
 
 
-def init_weights(model: Qwen3, seed: int) -> None:
-    """Fresh random weights: normal(0, 0.02), output projections scaled down by depth (GPT-2's rule), norms at one."""
+def init_weights(model: Qwen3, seed: int, qk_norm_gain: float = 1.0) -> None:
+    """Fresh random weights: normal(0, 0.02), output projections scaled down by depth (GPT-2's rule), norms at one.
+
+    ``qk_norm_gain`` is the initial weight of the query and key norms instead.
+    """
     generator = torch.Generator().manual_seed(seed)
     residual_std = 0.02 / (2 * model.config.num_hidden_layers) ** 0.5
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
-                parameter.fill_(1.0)
+                parameter.fill_(qk_norm_gain if ".self_attn." in name else 1.0)
                 continue
             std = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
             parameter.normal_(0.0, std, generator=generator)

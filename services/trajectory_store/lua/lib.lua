@@ -78,7 +78,7 @@ local function fail_attempt(id, who, why, max_attempts, retry_delay)
   end_lease(id)
   local failures = redis.call('HINCRBY', key, 'failures', 1)
   redis.call('HSET', key, 'failed_who', who, 'failed_why', why)
-  if failures > max_attempts then
+  if failures >= max_attempts then
     finish(id)
     return true
   end
