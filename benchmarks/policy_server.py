@@ -53,8 +53,8 @@ class Clock:
 def make_model(folder: Path) -> int:
     """A random policy in ``folder``; returns its number of parameters."""
     init = PolicyInitConfig()
-    model = Qwen3(Qwen3Config(**init.model_dump()))
-    init_weights(model, 0)
+    model = Qwen3(Qwen3Config(**init.model_dump(include=set(Qwen3Config.__dataclass_fields__))))
+    init_weights(model, 0, init.qk_norm_gain)
     save_weights(model, folder)
     return sum(parameter.numel() for parameter in model.parameters())
 

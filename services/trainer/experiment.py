@@ -200,7 +200,7 @@ class Experiment:
         return await self._compute.run(work)
 
     async def _finish(self) -> None:
-        unused = await drop_unused(self._parts(), UNUSED_TIMEOUT_S)
+        unused = await drop_unused(self._parts(), self.state, UNUSED_TIMEOUT_S)
         log.info("%d episodes were rolled out and not needed", unused)
         self.state.finished_at = time.time()
         content = results(self._config, self.state, await self._clients.store.stats(), self.recorder.lines(Phase.RL))

@@ -7,7 +7,7 @@ redelivery, so that no episode is trained twice and none is lost. Rollouts go on
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -148,7 +148,7 @@ class RlLoop:
             filter=self._config.dynamic_filter,
         )
         selection = select(fresh, rules)
-        pending = self._with_settled(batch.batch_id, groups, selection.trained, selection.drops)
+        pending = with_settled(batch.batch_id, groups, self._state.settled, selection.trained, selection.drops)
         self._delivered += fresh
         self._drops |= selection.drops
         if selection.chosen:
@@ -158,15 +158,6 @@ class RlLoop:
             return True
         await self._ack_one(pending)
         return False
-
-    def _with_settled(self, batch_id: str, groups: Sequence[Delivered], trained: Sequence[str], drops: dict[str, str]) -> PendingAck:
-        """The ack of a batch, with what an earlier step had done with groups that came back."""
-        back = [member.episode_id for group in groups for member in group.members if member.episode_id in self._state.settled]
-        return PendingAck(
-            batch_id=batch_id,
-            trained=[*trained, *(episode_id for episode_id in back if not self._state.settled[episode_id])],
-            dropped={**drops, **{episode_id: reason for episode_id in back if (reason := self._state.settled[episode_id])}},
-        )
 
     async def _train(self) -> None:
         chosen, version = list(self._chosen), self._state.step
@@ -241,7 +232,19 @@ class RlLoop:
         self._extended_at = time.monotonic()
 
 
-async def drop_unused(parts: RlParts, timeout_s: float) -> int:
+def with_settled(
+    batch_id: str, groups: Sequence[Delivered], settled: Mapping[str, str], trained: Sequence[str], dropped: Mapping[str, str]
+) -> PendingAck:
+    """The ack of a batch in which groups may have come back that an earlier step had used or dropped (`State.settled`)."""
+    back = [member.episode_id for group in groups for member in group.members if member.episode_id in settled]
+    return PendingAck(
+        batch_id=batch_id,
+        trained=[*trained, *(episode_id for episode_id in back if not settled[episode_id])],
+        dropped={**dropped, **{episode_id: settled[episode_id] for episode_id in back if settled[episode_id]}},
+    )
+
+
+async def drop_unused(parts: RlParts, state: State, timeout_s: float) -> int:
     """After the last step: takes the groups that were rolled out and not needed, and drops them as ``unused``. Returns how many episodes.
 
     Groups that are still being rolled out after ``timeout_s`` stay in the store, where they count as waiting.
@@ -251,13 +254,11 @@ async def drop_unused(parts: RlParts, timeout_s: float) -> int:
         ready, running = await parts.store.groups(Kind.TRAIN)
         if not ready and (not running or time.monotonic() > give_up_at):
             return dropped
-        body = LeaseBatchBody(
-            consumer_id=f"{parts.config.trial_name}-trainer-0", n_groups=max(1, ready), ttl_s=BATCH_TTL_S, wait_s=POLL_S, allow_partial=True
-        )
-        batch = await parts.store.lease(body)
-        if batch is None:
-            continue
-        episodes = [member.episode_id for group in batch.groups for member in decode(group).members]
-        pending = PendingAck(batch_id=batch.batch_id, trained=[], dropped=dict.fromkeys(episodes, "unused"))
-        await parts.store.ack(batch.batch_id, pending.body(parts.config.total_train_steps))
-        dropped += len(episodes)
+        consumer = f"{parts.config.trial_name}-trainer-0"
+        body = LeaseBatchBody(consumer_id=consumer, n_groups=max(1, ready), ttl_s=BATCH_TTL_S, wait_s=POLL_S, allow_partial=True)
+        if batch := await parts.store.lease(body):
+            groups = [decode(group) for group in batch.groups]
+            episodes = [member.episode_id for group in groups for member in group.members if member.episode_id not in state.settled]
+            pending = with_settled(batch.batch_id, groups, state.settled, [], dict.fromkeys(episodes, "unused"))
+            await parts.store.ack(batch.batch_id, pending.body(state.step))
+            dropped += len(episodes)

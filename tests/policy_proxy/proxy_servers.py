@@ -96,7 +96,7 @@ class ProxyProcess:
         with self._log.open("ab") as out:
             command = [sys.executable, "-m", "services.policy_proxy", "--config", str(self._file)]
             self._process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        wait_until(self._ready, 60, "the proxy process")
+        wait_until(self._ready, 100, "the proxy process")
 
     def _ready(self) -> bool:
         try:

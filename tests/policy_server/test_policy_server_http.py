@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from conftest import make_config, serving, wait_until
 from policy_harness import CONFIG, ids, make_model, save_model
+from policy_http import make_config, serving, wait_until
 
 from services.common.app import ADMIN_KEY_ENV
 from services.common.nn.qwen3 import save_weights

@@ -2,13 +2,12 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_for(condition: Callable[[], bool], what: str, deadline_s: float = 240.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, deadline_s: float = 600.0) -> None:
     give_up_at = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < give_up_at, f"it did not happen within {deadline_s:g} s: {what}"
@@ -40,13 +39,16 @@ class Trial:
     directory: Path
     overrides: list[str]
     ports: dict[str, int]
+    launchers: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     def start(self, *more: str) -> "subprocess.Popen[str]":
         clean = {key: value for key, value in os.environ.items() if key not in ("REDIS_URL", "FRONTDESK_ADMIN_KEY")}
         command = [sys.executable, "-m", "services.launcher", "train", "--config", str(CONFIG), *self.overrides, *more]
         # To a file: a pipe that nobody reads fills up and stops the launcher.
         with self.output.open("a") as output:
-            return subprocess.Popen(command, env=clean, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+            process = subprocess.Popen(command, env=clean, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        self.launchers.append(process)
+        return process
 
     @property
     def output(self) -> Path:
@@ -102,5 +104,6 @@ def trial(tmp_path: Path) -> Iterator[Trial]:
     overrides += [f"services.{name}.port={ports[name]}" for name in SERVICES]
     trial = Trial(tmp_path / "runs" / "smoke" / "trial0", overrides, ports)
     yield trial
-    for pid in trial.processes():
-        os.kill(pid, signal.SIGKILL)
+    for launcher in trial.launchers:
+        launcher.kill()  # what it started dies with it
+        launcher.wait()

@@ -7,14 +7,14 @@ import subprocess
 import pytest
 from conftest import Trial, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 QUICK = ("sft.enabled=false", "evaluator.before=false", "evaluator.after=false")
 """Straight to PPO."""
 
 
 def finish(process: "subprocess.Popen[str]", trial: Trial) -> None:
-    assert process.wait(timeout=500) == 0, trial.output.read_text()[-6000:]
+    assert process.wait(timeout=1200) == 0, trial.output.read_text()[-6000:]
     assert trial.last_line() == f"results: {trial.directory / 'results.json'}"
     trial.assert_nothing_left()
 

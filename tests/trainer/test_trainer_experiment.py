@@ -46,7 +46,7 @@ async def test_an_experiment_runs_through_all_phases_and_accounts_for_every_traj
     config = make_config(sft={"enabled": True}, dynamic_filter=None)
     store_url = start_store(config)
     async with playing(store_url, world, config), opened(config, store_url, world_url) as experiment:
-        await asyncio.wait_for(experiment.run(), 100)
+        await asyncio.wait_for(experiment.run(), 110)
         assert experiment.view.phase is Phase.DONE, experiment.view.detail
     found = json.loads(results_file(config).read_text())
     assert found["ppo_steps"] == 3 and found["sft_steps"] == 4 and found["wall_s"] > 0
@@ -116,7 +116,7 @@ async def test_a_failure_that_comes_again_and_again_ends_the_experiment(
     (Path(config.actor.path) / "model.safetensors").unlink()
     store_url = start_store(config)
     async with opened(config, store_url, world_url) as experiment:
-        await asyncio.wait_for(experiment.run(), 60)
+        await asyncio.wait_for(experiment.run(), 110)
     assert experiment.view.phase is Phase.FAILED
     assert "no .safetensors file" in experiment.view.detail and "5 times" in experiment.view.detail
 
@@ -127,7 +127,7 @@ async def test_an_unknown_split_is_a_failure_that_names_the_dataset(
     config = make_config(valid_dataset={"path": "telecom/smal"})
     store_url = start_store(config)
     async with opened(config, store_url, world_url) as experiment:
-        await asyncio.wait_for(experiment.run(), 60)
+        await asyncio.wait_for(experiment.run(), 110)
     assert experiment.view.phase is Phase.FAILED and "dataset telecom/smal" in experiment.view.detail
 
 

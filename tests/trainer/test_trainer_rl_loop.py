@@ -55,7 +55,7 @@ async def test_what_is_trained_is_what_the_store_handed_out(
     config = make_config(dynamic_filter=None)
     store_url = start_store(config)
     async with playing(store_url, world, config), trainer_process(config, store_url, world_url) as process:
-        await asyncio.wait_for(process.loop.run(), 60)
+        await asyncio.wait_for(process.loop.run(), 110)
         counts = account(store_url)
         lines = process.recorder.lines(Phase.RL)
         stored = trajectories(store_url)
@@ -81,7 +81,7 @@ async def test_rollouts_run_ahead_of_training_but_no_further_than_allowed(
     config = make_config(total_train_steps=4, dynamic_filter=None)
     store_url = start_store(config)
     async with playing(store_url, world, config), trainer_process(config, store_url, world_url) as process:
-        await asyncio.wait_for(process.loop.run(), 60)
+        await asyncio.wait_for(process.loop.run(), 110)
         oldest = [line.values["ppo_actor/update/version_stats/sample_staleness_theta_max"] for line in process.recorder.lines(Phase.RL)]
     assert oldest[0] == 0
     assert max(oldest) == 1
@@ -101,7 +101,7 @@ async def test_a_crash_after_any_stage_loses_nothing_and_trains_nothing_twice(
             await step_until(process, last)
         async with trainer_process(config, store_url, world_url) as process:
             assert process.state.step == (0 if STAGES.index(last) < STAGES.index("commit") else 1)
-            await asyncio.wait_for(process.loop.run(), 60)
+            await asyncio.wait_for(process.loop.run(), 110)
             counts = account(store_url)
     assert [line.step for line in process.recorder.lines(Phase.RL)] == [1, 2]
     assert counts["trained"] == trained_in_log(process) == 2 * 2 * 2
@@ -128,8 +128,8 @@ async def test_a_batch_the_store_took_back_after_the_commit_is_acked_and_not_tra
         post(f"{store_url}/v1/batches/lease", body)
         await asyncio.sleep(0.1)
         async with trainer_process(config, store_url, world_url) as process:
-            await asyncio.wait_for(process.loop.run(), 60)
-            await drop_unused(process.parts, 5)
+            await asyncio.wait_for(process.loop.run(), 110)
+            await drop_unused(process.parts, process.state, 5)
             counts = account(store_url)
     assert counts["trained"] == trained_in_log(process)
     assert counts["trajectories_in"] == counts["trained"] + counts["dropped"]
@@ -144,8 +144,8 @@ async def test_groups_without_signal_are_dropped_with_their_reason_and_replaced(
         # Every third group fails throughout, every third succeeds throughout.
         player.reward = lambda r: {0: 0.0, 1: 1.0}.get(int(r.group_id[-5:]) % 3, float(r.sample_index % 2))
         async with trainer_process(config, store_url, world_url) as process:
-            await asyncio.wait_for(process.loop.run(), 60)
-            await drop_unused(process.parts, 5)
+            await asyncio.wait_for(process.loop.run(), 110)
+            await drop_unused(process.parts, process.state, 5)
             counts = account(store_url)
     assert process.state.step == 2
     assert counts["drops"].keys() >= {"filtered_all_fail", "filtered_all_success"}
@@ -161,7 +161,7 @@ async def test_a_failed_member_costs_itself_and_not_its_group(
     async with playing(store_url, world, config) as player:
         player.fail = lambda request: request.sample_index == 2
         async with trainer_process(config, store_url, world_url) as process:
-            await asyncio.wait_for(process.loop.run(), 60)
+            await asyncio.wait_for(process.loop.run(), 110)
             counts = account(store_url)
     assert counts["drops"] == {"failed_policy": 2}
     assert counts["trained"] == 6
@@ -173,6 +173,6 @@ async def test_nothing_is_asked_for_beyond_the_last_step(
     config = make_config(total_train_steps=1, dynamic_filter=None, rollout={"max_head_offpolicyness": 3, "max_concurrent_rollouts": 50})
     store_url = start_store(config)
     async with playing(store_url, world, config) as player, trainer_process(config, store_url, world_url) as process:
-        await asyncio.wait_for(process.loop.run(), 60)
+        await asyncio.wait_for(process.loop.run(), 110)
         assert await process.parts.store.groups(Kind.TRAIN) == (0, 0)
     assert len(player.played) == 2 * 4

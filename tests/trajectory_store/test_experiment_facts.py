@@ -1,7 +1,7 @@
 """Policy versions, metrics, documents, and the routes every service has."""
 
 import pytest
-from store_helpers import RedisServer, StoreClient, StoreThread, make_config
+from store_helpers import RedisServer, StoreClient, StoreThread, make_config, wait_until
 
 
 def test_a_version_never_changes_its_path(store: StoreClient) -> None:
@@ -65,6 +65,7 @@ def test_routes_are_documented_and_counted(store: StoreClient) -> None:
     assert {"/v1/rollouts/lease", "/v1/sessions/{session_id}/seal", "/v1/batches/{batch_id}/ack", "/v1/audit"} <= set(paths)
     store.open("s1")
     store.begin("s1", "c1")
+    gauge = 'frontdesk_trajectory_store_episodes{count="queued",kind="train"}'
+    wait_until(lambda: gauge in store.http.get("/metrics").text, what="the gauges")
     metrics = store.http.get("/metrics").text
     assert 'http_requests_total{method="POST",route="/v1/sessions/{session_id}/intents/{call_id}",status="204"}' in metrics
-    assert 'frontdesk_trajectory_store_episodes{count="queued",kind="train"}' in metrics

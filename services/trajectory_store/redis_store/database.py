@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Argument = str | bytes | int | float
 
 CONNECT_TIMEOUT_S = 2.0
-ANSWER_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 256
 RETRIES = 3
 TRANSIENT = ("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
