@@ -4,6 +4,7 @@ A batch of demonstrations is written into the trial's folder before it is acked,
 order. Training begins when all demonstrations are in, because the order of the batches must not depend on who finished first.
 """
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -117,7 +118,7 @@ async def collect(config: ExperimentConfig, store: StoreClient, requests: Sequen
             await store.ack(batch.batch_id, demonstration_ack(batch))
             groups |= {group.group_id: group for group in batch.groups}
             await progress(len(groups), len(requests))
-    return usable(groups, requests)
+    return await asyncio.to_thread(usable, groups, requests)
 
 
 def demonstration_ack(batch: Batch) -> AckBatchBody:
@@ -180,9 +181,9 @@ class SftLoop:
 
     async def _step(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
-        thinning = thinning_of(step, self.data.shared, self.config.sft, seed_of(self.config.seed, "thinning"))
 
         def work() -> dict[str, float]:
+            thinning = thinning_of(step, self.data.shared, self.config.sft, seed_of(self.config.seed, "thinning"))
             return self.engine.sft_step([row for index in self.batch(step) for row in self.data.rows(index)], thinning)
 
         metrics = await self.compute.run(work)

@@ -160,7 +160,7 @@ class StoreProcess:
         command = [sys.executable, "-m", "services.trajectory_store", "--config", str(self._file)]
         with (self._folder / "store.log").open("ab") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        wait_until(self._healthy, 20, "the store process")
+        wait_until(self._healthy, 60, "the store process")
 
     def _healthy(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)

@@ -1,11 +1,30 @@
 """kill -9 of Redis and of the store, a Redis that is away, full, or would lose data."""
 
+import itertools
 import logging
+import threading
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
-from store_helpers import RedisServer, StoreClient, StoreProcess, StoreThread, make_config, make_group, make_trajectory, wait_until
+from store_helpers import (
+    EXPERIMENT,
+    TRIAL,
+    RedisServer,
+    StoreClient,
+    StoreProcess,
+    StoreThread,
+    make_call,
+    make_config,
+    make_group,
+    make_trajectory,
+    wait_until,
+)
+
+from services.trajectory_store.keys import Keys
+
+KEYS = Keys.of_trial(EXPERIMENT, TRIAL)
 
 
 def test_kill_of_redis_loses_nothing_acknowledged(store: StoreClient, redis_server: RedisServer) -> None:
@@ -34,6 +53,38 @@ def test_kill_of_redis_loses_nothing_acknowledged(store: StoreClient, redis_serv
     assert all(episode.complete for episode in again.groups[0].episodes)
     store.ack(again)
     store.assert_balanced()
+
+
+def test_calls_acknowledged_while_redis_is_killed_are_there_afterwards(store: StoreClient, redis_server: RedisServer) -> None:
+    acknowledged: list[str] = []
+    stop = threading.Event()
+
+    def write(session_id: str) -> None:
+        client = StoreClient(str(store.http.base_url))
+        client.open(session_id)
+        for ordinal in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
+            try:
+                client.record(make_call(session_id, ordinal))
+            except httpx.HTTPStatusError as error:
+                assert error.response.status_code == 503
+            else:
+                acknowledged.append(f"{session_id}-call{ordinal}")
+        client.close()
+
+    writers = [threading.Thread(target=write, args=(f"s{number}",)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    for _ in range(2):
+        seen = len(acknowledged)
+        wait_until(lambda seen=seen: len(acknowledged) > seen + 20, what="more calls")
+        redis_server.restart()
+    stop.set()
+    for writer in writers:
+        writer.join()
+    with redis.Redis.from_url(redis_server.url) as raw:
+        stored = {name.decode() for number in range(3) for name in raw.hkeys(KEYS.session(f"s{number}"))}
+    assert {f"c:{call_id}" for call_id in acknowledged} <= stored
+    assert len(acknowledged) > 40
 
 
 def test_kill_of_the_store_loses_nothing(store_process: StoreProcess) -> None:
