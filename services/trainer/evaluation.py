@@ -47,8 +47,9 @@ async def evaluate(
     started = time.perf_counter()
     asked = pass_requests(config, tasks, name, version)
     wanted = {request.episode_id for request in asked.sampled + asked.greedy}
-    await store.enqueue(asked.sampled + asked.greedy)
-    await _settle(store, f"{config.trial_name}-evaluator", wanted, version, between, progress)
+    # Asked until the store knows all of them and none is open: requests that a killed Redis forgot are made again.
+    while await store.enqueue(asked.sampled + asked.greedy) or any(await store.groups(Kind.EVAL)):
+        await _settle(store, f"{config.trial_name}-evaluator", wanted, version, between, progress)
     found = {t.episode_id: t for t in await store.trajectories(Kind.EVAL) if t.episode_id in wanted}
     return summary(asked, found, version, time.perf_counter() - started)
 

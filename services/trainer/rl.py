@@ -140,7 +140,8 @@ class RlLoop:
     async def _take(self, batch: Batch) -> bool:
         """Sorts a batch into chosen groups and drops. True where something of it can be trained on."""
         groups = [decode(group) for group in batch.groups]
-        fresh = [group for group in groups if not any(member.episode_id in self._state.settled for member in group.members)]
+        known = self._state.known()
+        fresh = [group for group in groups if not any(member.episode_id in known for member in group.members)]
         rules = Rules(
             version=self._state.step,
             max_age=max_age(self._limits),
@@ -148,7 +149,7 @@ class RlLoop:
             filter=self._config.dynamic_filter,
         )
         selection = select(fresh, rules)
-        pending = with_settled(batch.batch_id, groups, self._state.settled, selection.trained, selection.drops)
+        pending = with_known(batch.batch_id, groups, known, selection.trained, selection.drops)
         self._delivered += fresh
         self._drops |= selection.drops
         if selection.chosen:
@@ -181,7 +182,7 @@ class RlLoop:
     async def _ack(self) -> None:
         for pending in self._state.acks:
             await self._ack_one(pending)
-        self._state.acks, self._held = [], []
+        self._held = []
 
     async def _ack_one(self, pending: PendingAck) -> None:
         try:
@@ -232,15 +233,15 @@ class RlLoop:
         self._extended_at = time.monotonic()
 
 
-def with_settled(
-    batch_id: str, groups: Sequence[Delivered], settled: Mapping[str, str], trained: Sequence[str], dropped: Mapping[str, str]
+def with_known(
+    batch_id: str, groups: Sequence[Delivered], known: Mapping[str, str], trained: Sequence[str], dropped: Mapping[str, str]
 ) -> PendingAck:
-    """The ack of a batch in which groups may have come back that an earlier step had used or dropped (`State.settled`)."""
-    back = [member.episode_id for group in groups for member in group.members if member.episode_id in settled]
+    """The ack of a batch in which groups may have come back that an earlier step had used or dropped (`State.known`)."""
+    back = [member.episode_id for group in groups for member in group.members if member.episode_id in known]
     return PendingAck(
         batch_id=batch_id,
-        trained=[*trained, *(episode_id for episode_id in back if not settled[episode_id])],
-        dropped={**dropped, **{episode_id: settled[episode_id] for episode_id in back if settled[episode_id]}},
+        trained=[*trained, *(episode_id for episode_id in back if not known[episode_id])],
+        dropped={**dropped, **{episode_id: known[episode_id] for episode_id in back if known[episode_id]}},
     )
 
 
@@ -258,7 +259,8 @@ async def drop_unused(parts: RlParts, state: State, timeout_s: float) -> int:
         body = LeaseBatchBody(consumer_id=consumer, n_groups=max(1, ready), ttl_s=BATCH_TTL_S, wait_s=POLL_S, allow_partial=True)
         if batch := await parts.store.lease(body):
             groups = [decode(group) for group in batch.groups]
-            episodes = [member.episode_id for group in groups for member in group.members if member.episode_id not in state.settled]
-            pending = with_settled(batch.batch_id, groups, state.settled, [], dict.fromkeys(episodes, "unused"))
+            known = state.known()
+            episodes = [member.episode_id for group in groups for member in group.members if member.episode_id not in known]
+            pending = with_known(batch.batch_id, groups, known, [], dict.fromkeys(episodes, "unused"))
             await parts.store.ack(batch.batch_id, pending.body(state.step))
             dropped += len(episodes)

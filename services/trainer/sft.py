@@ -99,6 +99,7 @@ class DemonstrationFiles:
 async def collect(config: ExperimentConfig, store: StoreClient, requests: Sequence[RolloutRequest], progress: Progress) -> Demonstrations:
     """Asks for all demonstrations and returns those that can be trained on, once all are in.
 
+    Requests that a killed Redis forgot are made again.
     Raises `ExperimentFailed` where none can.
     """
     files = DemonstrationFiles(config)
@@ -118,6 +119,8 @@ async def collect(config: ExperimentConfig, store: StoreClient, requests: Sequen
             await store.ack(batch.batch_id, demonstration_ack(batch))
             groups |= {group.group_id: group for group in batch.groups}
             await progress(len(groups), len(requests))
+        elif not any(await store.groups(Kind.DEMO)) and not await store.enqueue(list(requests)):
+            break
     return await asyncio.to_thread(usable, groups, requests)
 
 

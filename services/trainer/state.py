@@ -19,7 +19,7 @@ ENGINE_FILE = "engine.pt"
 
 
 class PendingAck(msgspec.Struct, kw_only=True):
-    """What a step did with one leased batch. It stays in the state until the next step, because the answer to the ack may be lost."""
+    """What a step did with one leased batch. It stays in the state until the next step, because the ack may be lost."""
 
     batch_id: str
     trained: list[str]
@@ -78,6 +78,14 @@ class State(msgspec.Struct, kw_only=True):
     """Unix time of the experiment's first start."""
     finished_at: float = 0.0
     config_digest: str = ""
+
+    def known(self) -> dict[str, str]:
+        """Episodes that were used ("") or dropped (reason) and may come again: what is `settled`, and all of the last step.
+
+        The last step is in it even after its ack, because a Redis that was killed may forget the acks of its last second.
+        """
+        last = {episode_id: "" for ack in self.acks for episode_id in ack.trained}
+        return self.settled | last | {episode_id: reason for ack in self.acks for episode_id, reason in ack.dropped.items()}
 
 
 class StateError(ValueError):

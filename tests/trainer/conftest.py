@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from trainer_helpers import AppThread, RedisServer, World, tiny_model_folder
 
 from services.common.config import ExperimentConfig
 from services.trajectory_store.app import create_app as create_store
 
 _trials = itertools.count()
+
+# No deadline: a busy machine is not a slow function.
+settings.register_profile("trainer", max_examples=40, deadline=None)
+settings.load_profile("trainer")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -135,6 +135,22 @@ async def test_a_batch_the_store_took_back_after_the_commit_is_acked_and_not_tra
     assert counts["trajectories_in"] == counts["trained"] + counts["dropped"]
 
 
+async def test_a_batch_whose_ack_was_forgotten_is_acked_again_and_not_trained_again(
+    make_config: MakeConfig, start_store: StartStore, world: World, world_url: str
+) -> None:
+    config = make_config(total_train_steps=2, dynamic_filter=None)
+    store_url = start_store(config)
+    async with playing(store_url, world, config), trainer_process(config, store_url, world_url) as process:
+        await process.loop.resume()
+        for name, stage in process.loop.stages():
+            # The state after a Redis that lost the last second: the trainer has acked, the store does not know.
+            if name != "ack":
+                await asyncio.wait_for(stage(), 110)
+        await asyncio.wait_for(process.loop.run(), 110)
+        counts = account(store_url)
+    assert counts["trained"] == trained_in_log(process) == 16
+
+
 async def test_groups_without_signal_are_dropped_with_their_reason_and_replaced(
     make_config: MakeConfig, start_store: StartStore, world: World, world_url: str
 ) -> None:
