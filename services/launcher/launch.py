@@ -21,6 +21,7 @@ from services.launcher import preflight
 from services.launcher.display import Display, display_for
 from services.launcher.files import read_json
 from services.launcher.plan import SETUP_DEADLINE_S, Plan, PlanFactory, plan_for, service_names
+from services.launcher.probes import http_probe
 from services.launcher.progress import Snapshot, Watcher, rewards_by_step
 from services.launcher.report import complete_results, draw, print_summary
 from services.launcher.supervisor import LaunchFailed, Supervisor, run_once, with_log
@@ -28,6 +29,7 @@ from services.launcher.trial import Condition, Facts, Trial, open_trial
 
 POLL_S = 1.0
 SAVE_FACTS_EVERY_S = 10.0
+READY_DEADLINE_S = 300.0
 
 
 @dataclass(slots=True)
@@ -87,6 +89,8 @@ async def up(config: ExperimentConfig, console: Console, *, with_trainer: bool, 
         _say_what_happens(trial, console)
         with display_for(console) as display:
             async with _services(trial, display, make_plan, with_trainer=with_trainer) as supervisor:
+                display.note("waiting until all of them are ready")
+                await _until_ready(config, service_names(with_trainer=with_trainer), supervisor)
                 for line in addresses(config, with_trainer=with_trainer):
                     display.note(line)
                 while True:
@@ -97,6 +101,19 @@ async def up(config: ExperimentConfig, console: Console, *, with_trainer: bool, 
 def addresses(config: ExperimentConfig, *, with_trainer: bool) -> list[str]:
     """Where the services are, a line each."""
     return [f"{name:16} {config.services.url(name)}" for name in service_names(with_trainer=with_trainer)]
+
+
+async def _until_ready(config: ExperimentConfig, names: list[ServiceName], supervisor: Supervisor) -> None:
+    """Waits until every service can serve. Raises `LaunchFailed` where one cannot within `READY_DEADLINE_S`."""
+    give_up_at = time.monotonic() + READY_DEADLINE_S
+    for name in names:
+        endpoint = config.services.endpoint(name)
+        ready = http_probe(endpoint.host, endpoint.port, "/readyz")
+        while not await ready():
+            supervisor.check()
+            if time.monotonic() > give_up_at:
+                raise LaunchFailed(with_log(f"{name} is not ready after {READY_DEADLINE_S:g} s", supervisor.log_of(name)))
+            await asyncio.sleep(POLL_S / 4)
 
 
 def _say_what_happens(trial: Trial, console: Console) -> None:

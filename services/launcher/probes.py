@@ -9,9 +9,9 @@ ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 PROBE_TIMEOUT_S = 5.0
 
 
-def http_probe(host: str, port: int) -> Probe:
-    """Whether ``GET /healthz`` is answered with 200."""
-    request = f"GET /healthz HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
+def http_probe(host: str, port: int, path: str = "/healthz") -> Probe:
+    """Whether ``GET path`` is answered with 200."""
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
 
     async def answers() -> bool:
         return await _exchange(host, port, request, b"HTTP/1.1 200")

@@ -1,4 +1,4 @@
-"""``frontdesk train`` with stand-ins for the services: the real launcher, the real command line, other programs to start."""
+"""``frontdesk train`` and ``frontdesk up`` with stand-ins for the services: the real launcher and command line, other programs to start.
 
 import dataclasses
 import sys
@@ -38,6 +38,10 @@ async def train(config: ExperimentConfig, console: cli.Console) -> None:
     await launch.train(config, console, standin_plan)
 
 
+async def up(config: ExperimentConfig, console: cli.Console, *, with_trainer: bool) -> None:
+    await launch.up(config, console, with_trainer=with_trainer, make_plan=standin_plan)
+
+
 if __name__ == "__main__":
-    cli.train = train
+    cli.train, cli.up = train, up
     sys.exit(cli.main())

@@ -140,3 +140,16 @@ def test_config_is_printed_or_stored(start: Start, trial: Path) -> None:
 def test_missing_model_folder_is_refused(start: Start) -> None:
     _, err = (process := start("actor.path=/nowhere")).communicate(timeout=30)
     assert process.returncode == 2 and "actor.path: /nowhere is not a Hugging Face model folder" in err
+
+
+def test_services_stay_up_until_interrupted(start: Start, trial: Path, ports: list[int]) -> None:
+    process = start(command="up")
+    assert process.stdout
+    said = list(iter(lambda: process.stdout.readline().split(" ")[0], "agent_runner"))
+    assert said[-4:] == ["trajectory_store", "policy_server", "user_simulator", "policy_proxy"]
+    running = [port for port in ports if is_busy("127.0.0.1", port)]
+    assert len(running) == 6, "five services and Redis, no trainer"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert services_of(trial) == []

@@ -84,7 +84,7 @@ def apply(bench: Bench, operation: Begin | Turn | Steps | Control, at: int) -> N
             pass
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.lists(OPERATIONS, min_size=15, max_size=40))
 def test_interleavings(operations: list[Begin | Turn | Steps | Control]) -> None:
     bench = Bench(TIGHT)

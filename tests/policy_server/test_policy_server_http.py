@@ -19,7 +19,7 @@ from services.policy_server.scheduler import Scheduler
 from services.policy_server.settings import EngineSettings
 
 PROMPT = ids(1, 30)
-LONG = 300
+LONG = 200
 """New tokens of a request that is still running when the test acts on it."""
 
 
