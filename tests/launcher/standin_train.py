@@ -1,4 +1,4 @@
-"""``frontdesk train`` and ``frontdesk up`` with stand-ins for the services: the real launcher and command line, other programs to start.
+"""``frontdesk train`` and ``frontdesk up`` with stand-ins for the services: the real launcher and command line, other programs to start."""
 
 import dataclasses
 import sys
