@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from test_supervisor import exists
 
+from services.launcher.cli import main
 from services.launcher.ports import is_busy
 
+Command = Callable[..., tuple[int, str, str]]
 Start = Callable[..., "subprocess.Popen[str]"]
 SCRIPT = Path(__file__).with_name("standin_train.py")
 
@@ -34,6 +36,18 @@ def start(config_file: Path, overrides: list[str]) -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def command(config_file: Path, overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs a command that ends before it starts anything, in this process: exit status, standard output, standard error."""
+    monkeypatch.delenv("REDIS_URL", raising=False)
+
+    def run(name: str, *more: str) -> tuple[int, str, str]:
+        status = main([name, "--config", str(config_file), *overrides, *more])
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture
@@ -112,34 +126,38 @@ def test_failed_experiment_says_why(start: Start, trial: Path) -> None:
     assert "results:" not in out and services_of(trial) == []
 
 
-def test_busy_port_is_refused_with_holder_and_remedy(start: Start, trial: Path) -> None:
+def test_second_launcher_is_refused(start: Start, trial: Path, command: Command) -> None:
+    first = start(STANDIN_STEP_S="5")
+    wait_for((trial / "config.yaml").exists)
+    status, _, err = command("train")
+    assert status == 2 and f"another launcher (pid {first.pid})" in err
+
+
+def test_busy_port_is_refused_with_holder_and_remedy(command: Command, trial: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-        _, err = (process := start(f"services.policy_proxy.port={port}")).communicate(timeout=30)
-    assert process.returncode == 2
+        status, _, err = command("train", f"services.policy_proxy.port={port}")
+    assert status == 2
     assert f"port {port} for policy_proxy is in use by pid {os.getpid()} (" in err and "services.policy_proxy.port=PORT" in err
     assert not (trial / "config.yaml").exists()
 
 
-def test_second_launcher_and_foreign_url_are_refused(start: Start, trial: Path) -> None:
-    first = start(STANDIN_STEP_S="5")
-    wait_for((trial / "config.yaml").exists)
-    _, err = (second := start()).communicate(timeout=30)
-    assert second.returncode == 2 and f"another launcher (pid {first.pid})" in err
-    _, err = (third := start("trial_name=u", FRONTDESK_TRAINER_URL="http://elsewhere")).communicate(timeout=30)
-    assert third.returncode == 2 and "FRONTDESK_TRAINER_URL is set" in err
+def test_service_elsewhere_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRONTDESK_TRAINER_URL", "http://elsewhere")
+    status, _, err = command("up")
+    assert status == 2 and "FRONTDESK_TRAINER_URL is set" in err
 
 
-def test_config_is_printed_or_stored(start: Start, trial: Path) -> None:
-    out, _ = start("seed=5", command="config").communicate(timeout=30)
+def test_missing_model_folder_is_refused(command: Command) -> None:
+    status, _, err = command("train", "actor.path=/nowhere")
+    assert status == 2 and "actor.path: /nowhere is not a Hugging Face model folder" in err
+
+
+def test_config_is_printed_or_stored(command: Command, trial: Path) -> None:
+    _, out, _ = command("config", "seed=5")
     assert "seed: 5" in out.splitlines() and not trial.exists()
-    out, _ = start("--write", command="config").communicate(timeout=30)
+    _, out, _ = command("config", "--write")
     assert out == f"{trial / 'config.yaml'}\n" and "experiment_name: e" in (trial / "config.yaml").read_text()
-
-
-def test_missing_model_folder_is_refused(start: Start) -> None:
-    _, err = (process := start("actor.path=/nowhere")).communicate(timeout=30)
-    assert process.returncode == 2 and "actor.path: /nowhere is not a Hugging Face model folder" in err
 
 
 def test_services_stay_up_until_interrupted(start: Start, trial: Path, ports: list[int]) -> None:
