@@ -11,6 +11,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 QUICK = ("sft.enabled=false", "evaluator.before=false", "evaluator.after=false")
 """Straight to PPO."""
+VICTIMS = ("user_simulator", "agent_runner", "policy_server", "policy_proxy", "trainer", "trajectory_store", "redis")
+CHAOS_STEPS = 16
+"""More than the kills use up: some steps pass while a killed process comes back."""
 
 
 def finish(process: "subprocess.Popen[str]", trial: Trial) -> None:
@@ -38,30 +41,29 @@ def test_smoke_run_from_nothing_to_results(trial: Trial) -> None:
     assert (trial.directory / "rewards.png").stat().st_size > 1000
 
 
-def test_interrupted_run_leaves_nothing_and_resumes(trial: Trial) -> None:
-    process = trial.start(*QUICK)
+def kill_and_wait_for_its_return(trial: Trial, victim: str) -> None:
+    pid = trial.pid_of(victim)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: trial.pid_of(victim) not in (None, pid) and trial.answers(victim), f"{victim} is back")
+
+
+def test_interrupted_run_resumes_and_any_process_may_be_killed(trial: Trial) -> None:
+    arguments = (*QUICK, f"total_train_steps={CHAOS_STEPS}")
+    process = trial.start(*arguments)
     wait_for(lambda: trial.steps() >= 1 or process.poll() is not None, "a first PPO step")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130, trial.output.read_text()[-6000:]
     trial.assert_nothing_left()
     assert not (trial.directory / "results.json").exists()
 
-    finish(trial.start(*QUICK), trial)
-    assert "it is resumed" in trial.output.read_text()
-    assert_accounts_balance(trial, steps=3)
-
-
-def test_any_process_may_be_killed_in_mid_run(trial: Trial) -> None:
-    victims = ("user_simulator", "agent_runner", "policy_server", "policy_proxy", "trainer", "trajectory_store", "redis")
-    process = trial.start(*QUICK, "total_train_steps=14")
-    for already, victim in enumerate(victims):
+    process = trial.start(*arguments)
+    for already, victim in enumerate(VICTIMS, start=trial.steps()):
         wait_for(lambda steps=already + 1: trial.steps() >= steps or process.poll() is not None, f"a step before {victim} is killed")
         assert process.poll() is None, trial.output.read_text()[-6000:]
-        pid = trial.pid_of(victim)
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda name=victim, old=pid: trial.pid_of(name) not in (None, old) and trial.answers(name), f"{victim} is back")
-    assert trial.steps() < 14, "the run was over before the last kill"
+        kill_and_wait_for_its_return(trial, victim)
+    assert trial.steps() < CHAOS_STEPS, "the run was over before the last kill"
     finish(process, trial)
-    assert_accounts_balance(trial, steps=14)
-    assert trial.results()["restarts"] == dict.fromkeys(victims, 1)
+    assert "it is resumed" in trial.output.read_text()
+    assert_accounts_balance(trial, steps=CHAOS_STEPS)
+    assert trial.results()["restarts"] == dict.fromkeys(VICTIMS, 1)
