@@ -57,8 +57,8 @@ def print_summary(console: Console, results: Mapping[str, Any]) -> None:
     """The table at the end."""
     table = Table(title="results", show_header=False)
     for key in HEADLINE:
-        if key in results:
-            value = results[key]
+        value = results.get(key)
+        if value is not None:
             table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     restarts: Mapping[str, int] = results.get("restarts", {})
     table.add_row("restarts", ", ".join(f"{name} {count}" for name, count in restarts.items()) or "none")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from conftest import free_ports
+from deploy_ports import free_ports
 
 from services.common.config import ServiceName
 

@@ -3,7 +3,7 @@
 import os
 import socket
 
-from conftest import Trial
+from system_trial import Trial
 
 
 def test_busy_port_names_holder_and_remedy(trial: Trial) -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import Trial, wait_for
+from system_trial import Trial, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
