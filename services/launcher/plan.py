@@ -24,6 +24,9 @@ WAVES: tuple[tuple[ServiceName, ...], ...] = (
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
 """Several pools that each spin on all cores are many times slower than one thread each. The trainer raises its own count itself."""
 
+WAIT_PASSIVELY = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""A thread that spins at a barrier takes the core from the service it waits for."""
+
 CORPUS_TASKS = 64
 """Tasks whose texts the tokenizer of the small policy is trained on."""
 SETUP_DEADLINE_S = 900.0
@@ -75,7 +78,7 @@ def foreign_urls() -> list[str]:
 def plan_for(config: ExperimentConfig, config_file: Path, admin_key: str, with_trainer: bool) -> Plan:
     """The plan of a launch on this machine."""
     redis_url = redis_server.external_url(config)
-    env = {**os.environ, **ONE_THREAD, ADMIN_KEY_ENV: admin_key, "REDIS_URL": redis_url or redis_server.own_url(config)}
+    env = {**os.environ, **ONE_THREAD, **WAIT_PASSIVELY, ADMIN_KEY_ENV: admin_key, "REDIS_URL": redis_url or redis_server.own_url(config)}
     waves = [tuple(service_spec(config, name, config_file, env) for name in wave if with_trainer or name != "trainer") for wave in WAVES]
     if redis_url is None:
         waves.insert(0, (redis_spec(config, env),))
