@@ -49,6 +49,8 @@ class TaskView(Wire):
 
     task_id: str
     digest: str
+    scenario: str
+    """Equal for tasks that tell the agent the same."""
     reward_basis: list[str]
     solo: bool
 
@@ -115,7 +117,13 @@ async def list_tasks(domain: str = "telecom", split: str = Query(default="small"
     """The tasks of a split."""
     backend, tasks = _tasks(domain, split)
     views = [
-        TaskView(task_id=task.task_id, digest=task.digest, reward_basis=list(task.reward_basis), solo=task.ticket is not None)
+        TaskView(
+            task_id=task.task_id,
+            digest=task.digest,
+            scenario=task.scenario,
+            reward_basis=list(task.reward_basis),
+            solo=task.ticket is not None,
+        )
         for task in tasks
     ]
     return TaskList(domain=domain, split=split, source=backend.source, tasks=views)

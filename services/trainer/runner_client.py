@@ -36,7 +36,7 @@ class RunnerClient:
                 raise
             raise ExperimentFailed(f"dataset {path}: {error.detail}") from error
         items = cast("list[dict[str, Any]]", reply["tasks"])
-        tasks = [Task(task_id=item["task_id"], solo=bool(item["solo"])) for item in items]
+        tasks = [Task(task_id=item["task_id"], solo=bool(item["solo"]), scenario=item["scenario"]) for item in items]
         chosen = sorted((task for task in tasks if task.solo or not solo), key=lambda task: task.task_id)
         if not chosen:
             raise ExperimentFailed(f"dataset {path}: none of its {len(tasks)} tasks can be played" + (" in solo mode" if solo else ""))

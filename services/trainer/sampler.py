@@ -20,6 +20,8 @@ class Task:
 
     task_id: str
     solo: bool
+    scenario: str = ""
+    """Equal for tasks that tell the agent the same."""
 
 
 def seed_of(*parts: object) -> int:
@@ -93,12 +95,16 @@ def eval_group(
 
 
 def demonstrations(config: ExperimentConfig, tasks: Sequence[Task]) -> list[RolloutRequest]:
-    """The requests of all demonstrations, over shuffled epochs of ``tasks``, with the qualities in the shares of ``sft.mix``."""
+    """The requests of all demonstrations, with the qualities in the shares of ``sft.mix``.
+
+    Scenarios take turns, each over shuffled epochs of its own tasks: in telecom/full two thirds of the tasks tell the agent the same,
+    and the rest would hardly be demonstrated.
+    """
     qualities = mixed(config.sft.mix, config.sft.n_demonstrations, config.seed)
     requests: list[RolloutRequest] = []
     for number, quality in enumerate(qualities):
         episode_id = f"{config.trial_name}-demo-{number:05d}"
-        task = tasks[epoch_index(len(tasks), number, seed_of(config.seed, "demo"))]
+        task = stratified(tasks, number, seed_of(config.seed, "demo"))
         requests.append(
             RolloutRequest(
                 episode_id=episode_id,
@@ -112,6 +118,14 @@ def demonstrations(config: ExperimentConfig, tasks: Sequence[Task]) -> list[Roll
             )
         )
     return requests
+
+
+def stratified(tasks: Sequence[Task], number: int, seed: int) -> Task:
+    """The ``number``-th task where scenarios take turns."""
+    scenarios = sorted({task.scenario for task in tasks})
+    turn, which = divmod(number, len(scenarios))
+    mine = [task for task in tasks if task.scenario == scenarios[which]]
+    return mine[epoch_index(len(mine), turn, seed_of(seed, scenarios[which]))]
 
 
 def mixed(mix: DemonstrationMix, n: int, seed: int) -> list[str]:

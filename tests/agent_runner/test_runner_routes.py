@@ -103,7 +103,13 @@ def test_what_there_is_to_run_is_listed(stack: Stack, small: list[TaskSpec]):
     assert [(view["domain"], view["splits"]["full"]) for view in domains] == [("telecom", 2285)]
     listing = stack.http.get("/v1/tasks", params={"domain": "telecom", "split": "small"}).json()
     assert [task["task_id"] for task in listing["tasks"]] == [task.task_id for task in small]
-    assert listing["tasks"][0] == {"task_id": small[0].task_id, "digest": small[0].digest, "reward_basis": ["ENV_ASSERTION"], "solo": True}
+    assert listing["tasks"][0] == {
+        "task_id": small[0].task_id,
+        "digest": small[0].digest,
+        "scenario": small[0].scenario,
+        "reward_basis": ["ENV_ASSERTION"],
+        "solo": True,
+    }
     assert stack.http.get("/v1/tasks", params={"split": "x"}).status_code == 400
 
 

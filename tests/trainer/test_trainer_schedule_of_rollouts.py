@@ -101,6 +101,15 @@ def test_demonstrations_have_the_qualities_of_the_mix(make_config: MakeConfig) -
     assert requests == demonstrations(config, TASKS)
 
 
+def test_scenarios_take_turns_in_demonstrations_however_many_tasks_they_have(make_config: MakeConfig) -> None:
+    tasks = [Task(f"common-{n}", True, "common") for n in range(40)] + [Task(f"rare-{n}", True, "rare") for n in range(2)]
+    requests = demonstrations(make_config(sft={"n_demonstrations": 20}), tasks)
+    played = Counter(request.task.task_id for request in requests)
+    assert (played["rare-0"], played["rare-1"]) == (5, 5)
+    assert sum(count for task_id, count in played.items() if task_id.startswith("common")) == 10
+    assert max(count for task_id, count in played.items() if task_id.startswith("common")) == 1
+
+
 @given(st.integers(0, 50), st.tuples(*[st.floats(0.01, 5)] * 3))
 def test_mixed_hands_out_exactly_what_is_asked_for(n: int, shares: tuple[float, float, float]) -> None:
     mix = DemonstrationMix(complete=shares[0], gives_up=shares[1], skips_step=shares[2])

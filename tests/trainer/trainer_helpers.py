@@ -166,7 +166,9 @@ class World:
         count = {"small": 3, "full": 8}.get(split)
         if count is None:
             raise HTTPException(404, f"{domain} has no split {split}")
-        items = [{"task_id": f"[task]{n}", "digest": "d", "reward_basis": [], "solo": n != 99} for n in range(count)]
+        items = [
+            {"task_id": f"[task]{n}", "digest": "d", "scenario": f"s{n % 3}", "reward_basis": [], "solo": n != 99} for n in range(count)
+        ]
         return {"tasks": items}
 
 

@@ -69,6 +69,12 @@ class TaskSpec:
         canonical = json.dumps(self.raw, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    @cached_property
+    def scenario(self) -> str:
+        """A short digest of what the customer asks for. Tasks that differ only in what is wrong share it."""
+        told = self.ticket or json.dumps(self.raw.get("user_scenario"), sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
     @property
     def criteria(self) -> dict[str, Any] | None:
         """``evaluation_criteria``; None means that any end state is right."""
