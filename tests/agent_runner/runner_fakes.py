@@ -197,7 +197,7 @@ def says(*calls: Json, content: str | None = None) -> Json:
     return message | {"tool_calls": list(calls)} if calls else message
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Waits for a condition with a deadline."""
     give_up_at = time.monotonic() + timeout_s
     while not condition():

@@ -49,8 +49,7 @@ async def test_leased_episodes_are_played_and_reported_with_their_lease(
     proxy.policy = complete(small)
     store.queue = [rollout(task, episode_id=f"e{index}") for index, task in enumerate(small)]
     async with working(live(store).url, live(proxy).url) as worker:
-        await until(lambda: len(store.trajectories) == 20, 20)
-        assert worker.running == []
+        await until(lambda: len(store.trajectories) == 20 and worker.running == [], 60)
     assert {record["reward"] for record in store.trajectories.values()} == {1.0}
     assert store.lease_headers["e7"] == "lease-e7-1"
     assert store.released == []
