@@ -192,8 +192,9 @@ def _pack(rows: Sequence[Row], leaf_of: list[int], leaves: list[int], thinning: 
     node_R = np.concatenate([where[start:stop] for where, start, stop in spans])
     parent_R = np.concatenate([where[start - 1 : stop - 1] for where, start, stop in spans])
     node_U, first_U, unique_R = np.unique(node_R, return_index=True, return_inverse=True)
-    layout, position_N = layout_of(tree), tree.depth_N
-    if thinning is not None:
+    if thinning is None:
+        layout, position_N = layout_of(tree), tree.depth_N
+    else:
         layout = layout_of(tree, trunk=len(thinning.kept_T), log_weight=thinning.log_weight)
         position_N = thinning.positions(tree.depth_N)
     return Pack(
