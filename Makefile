@@ -3,10 +3,14 @@ VENV ?= .venv
 PY ?= python3.11
 CONFIG ?= configs/telecom_small_cpu.yaml
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# A checkout of sierra-research/tau2-bench, and the Python that it needs; only `make test-upstream` uses them.
+UPSTREAM ?= $(TAU2_SOURCE)
+UPSTREAM_VENV ?= .venv-upstream
+UPSTREAM_PY ?= python3.12
 # One thread a process: two torch threads under load are ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install train test check lint format types imports clean
+.PHONY: help install train test test-upstream check lint format types imports clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -38,6 +42,14 @@ train: $(VENV)/.cpu  ## train an agent on telecom/small on this machine (CONFIG=
 test: $(VENV)/.dev  ## everything: lint, types, imports, tests
 	$(MAKE) check
 
+test-upstream:  ## the same episodes through upstream tau2-bench and through ours (UPSTREAM=path of a tau2-bench checkout)
+	@test -d "$(UPSTREAM)/src/tau2" || { echo "test-upstream: UPSTREAM must name a checkout of sierra-research/tau2-bench" >&2; exit 2; }
+	test -x $(UPSTREAM_VENV)/bin/python || $(UPSTREAM_PY) -m venv $(UPSTREAM_VENV)
+	$(UPSTREAM_VENV)/bin/python -m pip install -q uv
+	$(UPSTREAM_VENV)/bin/uv pip install -q --python $(UPSTREAM_VENV)/bin/python "$(UPSTREAM)[knowledge]" -e '.[agent-runner]' \
+	 pytest pytest-asyncio pytest-timeout pytest-xdist
+	TAU2_DATA_DIR="$${TAU2_DATA_DIR:-$(UPSTREAM)/data}" PYTHONPATH=. $(UPSTREAM_VENV)/bin/pytest tests/upstream -n 2 --dist worksteal $(ARGS)
+
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -56,4 +68,4 @@ check: lint types imports  ## quality gates and tests
 	$(VENV)/bin/pytest
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) $(UPSTREAM_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

@@ -1,12 +1,16 @@
 """Owns the two agents of an episode: the policy behind `policy_proxy`, and the scripted demonstrator whose messages are recorded there.
 
-Both speak plain OpenAI chat messages, so any other OpenAI client could take their place. Refuses to repair what the policy says.
+Both speak plain OpenAI chat messages, so any other OpenAI client could take their place. Refuses to repair what the policy says, and to
+force a tool call: upstream's solo agent asks for ``tool_choice="required"``, which is no option where the policy's own tokens are wanted.
 """
 
 from collections.abc import Sequence
 
+import orjson
+
 from services.agent_runner.demonstrator import Demonstrator
 from services.agent_runner.messages import Json, Message, for_agent
+from services.agent_runner.prompts import Opening
 from services.agent_runner.proxy import Grant, ProxyClient
 from services.agent_runner.seeds import call_seed
 from services.common.wire.rollouts import Sampling
@@ -15,15 +19,17 @@ MODEL = "policy"
 
 
 class Prompt:
-    """What every call of an episode begins with: the system message and the tools."""
+    """The messages and tools of an episode's calls. A history only grows, so each message is encoded once."""
 
-    def __init__(self, system: str, tools: Sequence[Json]) -> None:
-        self._system: Json = {"role": "system", "content": system}
-        self.tools = list(tools)
+    def __init__(self, opening: Opening) -> None:
+        self.tools = opening.tools
+        self._parts = [opening.system]
 
-    def messages(self, history: Sequence[Message]) -> list[Json]:
-        """The messages of the next call."""
-        return [self._system, *(for_agent(message) for message in history)]
+    def messages(self, history: Sequence[Message]) -> list[orjson.Fragment]:
+        """The messages of the next call, encoded. ``history`` begins with that of the call before."""
+        for message in history[len(self._parts) - 1 :]:
+            self._parts.append(orjson.Fragment(orjson.dumps(for_agent(message))))
+        return self._parts
 
 
 class PolicyAgent:
@@ -37,6 +43,10 @@ class PolicyAgent:
         self._seed = seed
         self._calls = 0
         self.versions: set[int] = set()
+        self.version: int | None = None
+        """The one that answered last."""
+        self.format_errors: list[int] = []
+        """Calls (0 is the first) with a tool call that the proxy could not parse and left as text."""
 
     async def reply(self, history: list[Message]) -> Json:
         """The policy's next message. Raises `ContextExceeded`, `RemoteError`."""
@@ -52,8 +62,11 @@ class PolicyAgent:
             "seed": call_seed(self._seed, self._sampling.seed, number),
         }
         answer = await self._proxy.complete(self._grant, f"{self._grant.session_id}-{number}", body)
+        self.version = answer.policy_version
         if answer.policy_version is not None:
             self.versions.add(answer.policy_version)
+        if answer.malformed_tool_call:
+            self.format_errors.append(number)
         return answer.message
 
 
@@ -67,6 +80,8 @@ class DemonstratorAgent:
         self._demonstrator = demonstrator
         self._calls = 0
         self.versions: set[int] = set()
+        self.version: int | None = None
+        self.format_errors: list[int] = []
 
     async def reply(self, history: list[Message]) -> Json:
         """The script's next message. Raises `ContextExceeded`, `RemoteError`."""

@@ -3,16 +3,25 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI
 
-from services.agent_runner import routes
+from services.agent_runner import routes, routes_replays, routes_tasks
 from services.agent_runner.adhoc import AdhocEpisodes
-from services.agent_runner.domains import open_backend
+from services.agent_runner.catalog import Catalog
 from services.agent_runner.episode import EpisodePlayer
+from services.agent_runner.events import Phase
+from services.agent_runner.judge import open_judge
+from services.agent_runner.live import LiveEpisodes
+from services.agent_runner.metrics import RunnerMetrics
+from services.agent_runner.pacing import LoopLag
 from services.agent_runner.proxy import ProxyClient
+from services.agent_runner.replay import Replays
+from services.agent_runner.sse import Streams
 from services.agent_runner.store import StoreClient
 from services.agent_runner.worker import Worker
 from services.common import app as common
@@ -34,52 +43,82 @@ def worker_id() -> str:
     return f"runner-{host}-{os.getpid()}-{new_id('w')[-8:]}"
 
 
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """The services that the runner talks to."""
+
+    store: ServiceClient
+    proxy: ServiceClient
+    users: ServiceClient
+
+    @classmethod
+    def of(cls, config: ExperimentConfig) -> "Clients":
+        """Clients for the addresses in the config; nothing is connected yet."""
+        url = config.services.url
+        return cls(
+            store=ServiceClient("trajectory_store", url("trajectory_store"), timeout_s=SHORT_CALL_S, headers=common.admin_headers()),
+            proxy=ServiceClient("policy_proxy", url("policy_proxy"), timeout_s=SHORT_CALL_S, retry_s=RETRY_S),
+            users=ServiceClient("user_simulator", url("user_simulator"), timeout_s=SHORT_CALL_S, retry_s=RETRY_S),
+        )
+
+    async def answers(self, *, users: bool) -> dict[str, str]:
+        """ "ok" or the reason it is not, by service."""
+        needed: dict[ServiceName, ServiceClient] = {"trajectory_store": self.store, "policy_proxy": self.proxy}
+        if users:
+            needed["user_simulator"] = self.users
+        checks = await asyncio.gather(*(_answers(client) for client in needed.values()))
+        return dict(zip(needed, checks, strict=True))
+
+
 def create_app(config: ExperimentConfig) -> FastAPI:
-    """The agent runner's app. It begins to lease as soon as the domain's package is loaded."""
-    services, runner = config.services, config.services.agent_runner
-    store_http = ServiceClient("trajectory_store", services.url("trajectory_store"), timeout_s=SHORT_CALL_S, headers=common.admin_headers())
-    proxy_http = ServiceClient("policy_proxy", services.url("policy_proxy"), timeout_s=SHORT_CALL_S, retry_s=RETRY_S)
-    users_http = ServiceClient("user_simulator", services.url("user_simulator"), timeout_s=SHORT_CALL_S, retry_s=RETRY_S)
-    store = StoreClient(store_http)
-    player = EpisodePlayer(config, ProxyClient(proxy_http, call_timeout_s=runner.call_timeout_s), users_http)
+    """The agent runner's app. It begins to lease as soon as the config's tasks are loaded."""
+    clients = Clients.of(config)
     loaded = asyncio.Event()
 
     async def readiness() -> dict[str, str]:
-        needed: dict[ServiceName, ServiceClient] = {"trajectory_store": store_http, "policy_proxy": proxy_http}
-        if not config.econfig.solo_mode:
-            needed["user_simulator"] = users_http
-        checks = await asyncio.gather(*(_answers(client) for client in needed.values()))
-        return {"domains": "ok" if loaded.is_set() else "loading", **dict(zip(needed, checks, strict=True))}
+        checks = await clients.answers(users=not config.econfig.solo_mode)
+        return {"domains": "ok" if loaded.is_set() else "loading", **checks}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with AsyncExitStack() as stack:
-            for client in (store_http, proxy_http, users_http):
+            for client in (clients.store, clients.proxy, clients.users):
                 await stack.enter_async_context(client)
-            app.state.config = config
             app.state.loaded = loaded
-            app.state.adhoc = AdhocEpisodes(player.play, store, limit=runner.concurrency)
+            loops = _assemble(app, config, clients)
+            stack.push_async_callback(app.state.player.close)
             stack.push_async_callback(app.state.adhoc.close)
-            app.state.worker = Worker(worker_id(), store, player.play, concurrency=runner.concurrency, ttl_s=runner.lease_ttl_s)
             background = await stack.enter_async_context(Background())
-            background.start("worker", work)
+            for name, run in loops.items():
+                background.start(name, run)
             yield
 
+    routers = [routes.router, routes_tasks.router, routes_replays.router]
+    return common.create_app("agent_runner", lifespan=lifespan, readiness=readiness, routers=routers)
+
+
+def _assemble(app: FastAPI, config: ExperimentConfig, clients: Clients) -> dict[str, Callable[[], Awaitable[None]]]:
+    """Fills ``app.state`` with what the routes use, and returns the loops to run beside them."""
+    runner, state = config.services.agent_runner, app.state
+    judge = open_judge(config.econfig)
+    proxy, store = ProxyClient(clients.proxy, call_timeout_s=runner.call_timeout_s), StoreClient(clients.store)
+    catalog, lag = Catalog(config), LoopLag()
+    metrics = RunnerMetrics(state.metrics, catalog.task_floor)
+    live = LiveEpisodes(proxy.seal, catalog.stamp, metrics)
+    metrics.observe(lag, partial(live.count, Phase.RUNNING), partial(live.count, Phase.QUEUED))
+    state.config, state.store, state.catalog, state.live, state.streams = config, store, catalog, live, Streams()
+    state.player = EpisodePlayer(config, proxy, clients.users, judge)
+    state.replays = Replays(config, judge)
+    state.adhoc = AdhocEpisodes(live, store, limit=runner.concurrency)
+    play = partial(live.run, play=state.player.play)
+    state.worker = Worker(worker_id(), store, play, concurrency=runner.concurrency, ttl_s=runner.lease_ttl_s)
+
     async def work() -> None:
-        # In a thread, because importing the package takes seconds and the health routes answer meanwhile.
-        await asyncio.to_thread(_load, config.econfig.domain)
-        loaded.set()
-        await app.state.worker.run()
+        await catalog.preload()
+        state.loaded.set()
+        await state.worker.run()
 
-    app = common.create_app("agent_runner", lifespan=lifespan, readiness=readiness, routers=[routes.router])
-    return app
-
-
-def _load(domain: str) -> None:
-    """Imports the domain's package and parses its tasks and schemas, so that no episode has to."""
-    backend = open_backend(domain)
-    backend.tasks(backend.splits()[0])
-    backend.tool_schemas(solo=True)
+    return {"worker": work, "loop lag": lag.run, "reward metrics": metrics.run}
 
 
 async def _answers(client: ServiceClient) -> str:

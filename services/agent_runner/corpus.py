@@ -14,6 +14,7 @@ from services.agent_runner.domains import STOP_TOOL, DomainBackend, TaskSpec, op
 from services.agent_runner.messages import read_agent_message
 from services.agent_runner.prompts import system_prompt
 from services.common.config import ExperimentConfig
+from services.common.config.datasets import DatasetRef
 
 Json = dict[str, Any]
 
@@ -31,14 +32,12 @@ def write_corpus(config: ExperimentConfig, out: Path, *, limit: int, seed: int) 
 def conversations(config: ExperimentConfig, *, limit: int, seed: int) -> Iterator[Json]:
     """Demonstrations on ``sft.dataset`` without ``sft.exclude_split``: tasks drawn by ``seed``, qualities in the shares of ``sft.mix``.
 
-    Raises ValueError for a dataset that is no domain/split.
+    Raises `UnknownDomain` and `UnknownSplit` where there are no such tasks.
     """
-    domain, _, split = config.sft.dataset.partition("/")
-    if not split:
-        raise ValueError(f"sft.dataset: expected domain/split, got {config.sft.dataset!r}")
-    backend = open_backend(domain)
+    dataset = DatasetRef.parse(config.sft.dataset)
+    backend = open_backend(dataset.domain, config.econfig.backend)
     excluded = {task.task_id for task in backend.tasks(config.sft.exclude_split)}
-    tasks = [task for task in backend.tasks(split) if task.task_id not in excluded]
+    tasks = [task for task in backend.tasks(dataset.split) if task.task_id not in excluded]
     draw = random.Random(seed)
     draw.shuffle(tasks)
     mix: dict[Quality, float] = {
@@ -55,13 +54,13 @@ def conversation(backend: DomainBackend, task: TaskSpec, quality: Quality, seed:
     """One solo demonstration in OpenAI form, the system message and the final ``done`` included."""
     session = backend.new_session(task, solo=True)
     demonstrator = Demonstrator(task, quality, seed)
-    messages: list[Json] = [{"role": "system", "content": system_prompt(backend.policy(solo=True), task.ticket)}]
+    messages: list[Json] = [{"role": "system", "content": system_prompt(backend.policy(task, solo=True), task.ticket)}]
     result = None
     while True:
         said = demonstrator.next_message(result)
         messages.append(said)
         call = read_agent_message(said).tool_calls[0]
         if call.name == STOP_TOOL:
-            return {"tools": backend.tool_schemas(solo=True), "messages": messages}
+            return {"tools": backend.tool_schemas(task, solo=True), "messages": messages}
         result = session.call(call.name, call.arguments)
         messages.append({"role": "tool", "content": result.content, "tool_call_id": call.id})

@@ -1,16 +1,18 @@
 """Owns driving a conversation: asks whoever must speak, runs tool calls, until the protocol says it is over.
 
-Tool code runs inline, because a telecom call takes a hundredth of a millisecond. Refuses to interpret failures: what a participant
-raises passes through.
+Tools of a back end whose calls are always short run inline, others in a thread with a deadline. Refuses to interpret failures: what a
+participant raises passes through.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from services.agent_runner.domains import Session, ToolResult
-from services.agent_runner.messages import Json, Malformed, Message, read_agent_message
-from services.agent_runner.protocol import Conversation, Role, Termination
+from services.agent_runner.domains import Requestor, Session, ToolResult
+from services.agent_runner.messages import Json, Malformed, Message, ToolCall, read_agent_message
+from services.agent_runner.offloop import off_loop
+from services.agent_runner.protocol import REQUESTORS, Conversation, Role, Termination
 
 
 class ContextExceeded(Exception):
@@ -21,7 +23,10 @@ class Agent(Protocol):
     """The side that is trained or evaluated."""
 
     async def reply(self, history: list[Message]) -> Json:
-        """The next assistant message in OpenAI form. Raises `ContextExceeded`, or whatever its transport raises."""
+        """The next assistant message in OpenAI form. ``history`` is the same list every time, grown at its end.
+
+        Raises `ContextExceeded`, or whatever its transport raises.
+        """
         ...
 
 
@@ -47,8 +52,8 @@ class Clock:
         """Starts the time of one turn."""
         self.waiting_for, self.since = role, time.monotonic()
 
-    def end(self) -> None:
-        """Books the time since `begin`."""
+    def end(self) -> float:
+        """Books the time since `begin` and returns it."""
         spent = time.monotonic() - self.since
         if self.waiting_for is Role.AGENT:
             self.agent_s += spent
@@ -56,47 +61,78 @@ class Clock:
             self.user_s += spent
         else:
             self.env_s += spent
+        return spent
 
 
-async def play(conversation: Conversation, agent: Agent, user: User | None, session: Session, clock: Clock) -> None:
-    """Plays until the conversation has ended. ``user`` is None exactly in solo mode."""
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """How the tool calls of one episode are run."""
+
+    session: Session
+    inline: bool = True
+    """Whether every call is short enough for the event loop."""
+    timeout_s: float = 60.0
+    """Deadline of the calls of one message that run in a thread."""
+
+    async def run(self, calls: Sequence[ToolCall], requestor: Requestor) -> list[ToolResult]:
+        """Runs calls in order. Raises `offloop.Stuck`."""
+        names = ", ".join(call.name for call in calls)
+        return await off_loop(self.inline, self.timeout_s, names, lambda: self._run(calls, requestor))
+
+    def _run(self, calls: Sequence[ToolCall], requestor: Requestor) -> list[ToolResult]:
+        return [self.session.call(call.name, call.arguments, requestor) for call in calls]
+
+
+@dataclass(slots=True)
+class Trace:
+    """What is noted of an episode besides its messages."""
+
+    clock: Clock = field(default_factory=Clock)
+    format_errors: list[int] = field(default_factory=list[int])
+    """Turns of the agent (0 is the first) whose tool call could not be parsed."""
+    on_step: Callable[[Role, float], None] = lambda role, seconds: None
+    """Told after every step who spoke, and how long it took."""
+
+
+async def play(conversation: Conversation, agent: Agent, user: User | None, tools: Tools, trace: Trace) -> None:
+    """Plays until the conversation has ended. ``user`` is None exactly in solo mode.
+
+    Raises `ContextExceeded` where not even the first call of the agent fits.
+    """
     while (speaker := conversation.speaker) is not None:
-        clock.begin(speaker)
+        trace.clock.begin(speaker)
         try:
             if speaker is Role.ENV:
-                conversation.env_said(_execute(conversation, session))
+                conversation.env_said(await tools.run(conversation.pending_calls(), REQUESTORS[conversation.caller]))
             elif speaker is Role.AGENT:
-                await _agent_turn(conversation, agent)
+                await _agent_turn(conversation, agent, trace)
             else:
                 assert user is not None, "solo conversations have no user turn"
                 conversation.user_said(await user.reply(conversation.user_view()))
         finally:
-            clock.end()
+            seconds = trace.clock.end()
+        trace.on_step(speaker, seconds)
 
 
-async def _agent_turn(conversation: Conversation, agent: Agent) -> None:
+async def _agent_turn(conversation: Conversation, agent: Agent, trace: Trace) -> None:
     try:
         raw = await agent.reply(conversation.agent_view())
     except ContextExceeded as error:
+        if not conversation.turns:
+            # The policy has not filled it: the context is too small for the task.
+            raise
         conversation.cut(Termination.CONTEXT, str(error))
         return
     try:
-        message = read_agent_message(raw)
+        conversation.agent_said(read_agent_message(raw))
     except Malformed as error:
-        content = raw.get("content")
-        conversation.agent_failed(
-            Message(
-                "assistant",
-                content if isinstance(content, str) else None,
-                private=raw,
-                note={"tool_calls": raw["tool_calls"]} if raw.get("tool_calls") else None,
-            ),
-            error,
-        )
-        return
-    conversation.agent_said(message)
+        if error.in_call:
+            trace.format_errors.append(conversation.turns)
+        conversation.agent_failed(unread(raw), error)
 
 
-def _execute(conversation: Conversation, session: Session) -> list[ToolResult]:
-    requestor = "user" if conversation.caller is Role.USER else "assistant"
-    return [session.call(call.name, call.arguments, requestor) for call in conversation.pending_calls()]
+def unread(raw: Json) -> Message:
+    """An agent's message that cannot be processed, kept for the record with its tool calls as they came."""
+    content, calls = raw.get("content"), raw.get("tool_calls")
+    text = content if isinstance(content, str) else None
+    return Message("assistant", text, private=raw, note={"tool_calls": calls} if calls else None)

@@ -12,6 +12,7 @@ import orjson
 
 from services.agent_runner.messages import Json
 from services.agent_runner.orchestrator import ContextExceeded
+from services.agent_runner.pacing import Pace
 from services.common.app import admin_headers
 from services.common.errors import RemoteError
 from services.common.http import ServiceClient
@@ -38,6 +39,8 @@ class Answer:
 
     message: Json
     policy_version: int | None
+    malformed_tool_call: bool = False
+    """Whether the policy meant a tool call that the proxy could not parse; it stands in the text then."""
 
 
 class ProxyClient:
@@ -46,6 +49,7 @@ class ProxyClient:
     def __init__(self, client: ServiceClient, *, call_timeout_s: float) -> None:
         self._client = client
         self._call_timeout_s = call_timeout_s
+        self._pace = Pace()
 
     async def open(self, session_id: str, ttl_s: float) -> Grant:
         """Opens a session; idempotent."""
@@ -57,13 +61,14 @@ class ProxyClient:
         """One chat completion under ``call_id``. Raises `ContextExceeded` where the conversation no longer fits."""
         path = f"/v1/sessions/{grant.session_id}/v1/chat/completions"
         raw, headers = await self._call(path, call_id, body, {"Authorization": f"Bearer {grant.api_key}"})
-        return Answer(_message(raw), _version(headers))
+        return Answer(_message(raw), _version(headers), headers.get("X-Malformed-Tool-Call") == "1")
 
     async def demonstrate(self, grant: Grant, call_id: str, body: Json) -> None:
         """Records ``body["message"]`` as what a policy would have had to say after ``body["messages"]``. Raises `ContextExceeded`."""
         await self._call(f"/v1/sessions/{grant.session_id}/demonstrations", call_id, body, admin_headers())
 
     async def _call(self, path: str, call_id: str, body: Json, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
+        await self._pace.turn()
         keyed = {**headers, "Idempotency-Key": call_id}
         timeout_s = self._call_timeout_s
         try:

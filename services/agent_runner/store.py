@@ -55,3 +55,8 @@ class StoreClient:
             if error.status == 404:
                 return None
             raise
+
+    async def page(self, after: int, *, kind: str, limit: int = 500) -> tuple[list[Trajectory], int]:
+        """Up to ``limit`` trajectories without messages after a cursor, in completion order, and the cursor behind them."""
+        raw = await self._client.get(f"/v1/trajectories?after={after}&limit={limit}&kind={kind}")
+        return [Trajectory.model_validate(item) for item in raw["items"]], int(raw["next"])

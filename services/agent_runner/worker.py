@@ -18,12 +18,14 @@ log = logging.getLogger(__name__)
 
 Play = Callable[[RolloutRequest], Awaitable[Trajectory]]
 
+LEASED_AT_ONCE = 256
+"""A reply with more would keep the event loop busy for tens of milliseconds."""
 REPORT_PATIENCE_S = 300.0
 """How long a finished episode waits for a store that is away; its lease is renewed all the while."""
 
 
 class Worker:
-    """Plays leased episodes, at most ``concurrency`` at once."""
+    """Plays leased episodes, at most ``concurrency`` at once. ``play`` decides when each begins."""
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class Worker:
                 await self._freed.wait()
                 continue
             try:
-                leases = await self._store.lease(self._id, min(free, 1024), self._ttl_s, self._wait_s)
+                leases = await self._store.lease(self._id, min(free, LEASED_AT_ONCE), self._ttl_s, self._wait_s)
             except RemoteError as error:
                 log.warning("leasing: %s", error)
                 await asyncio.sleep(self._pause_s)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from services.launcher.lifecycle import State
 from services.launcher.progress import Snapshot
+from services.launcher.report import evaluation_text
 
 PLAIN_EVERY_S = 10.0
 
@@ -91,6 +92,7 @@ def fields_of(snapshot: Snapshot, restarts: int) -> dict[str, str]:
         "phase": snapshot.phase + (f" ({snapshot.detail})" if snapshot.detail else ""),
         "step": f"{snapshot.step}/{snapshot.total_steps}",
         "reward": "-" if snapshot.reward is None else f"{snapshot.reward:.3f}",
+        **{f"evaluation {name}": evaluation_text(found) for name, found in snapshot.evaluations.items()},
         "policy version": str(snapshot.policy_version) if snapshot.policy_version >= 0 else "-",
         "episodes": f"{snapshot.episodes} ({snapshot.episodes_per_s:.2f}/s)",
         "tokens/s": f"{snapshot.tokens_per_s:.0f}",

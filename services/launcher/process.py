@@ -47,7 +47,7 @@ class ProcessSpec:
 
 async def spawn(command: tuple[str, ...], env: Mapping[str, str], log: Path) -> asyncio.subprocess.Process:
     """Starts ``command`` in its own process group, tied to this process's life, output appended to ``log``."""
-    tether = (sys.executable, "-P", "-m", "services.launcher.tether", str(os.getpid()))
+    tether = (sys.executable, "-P", "-m", "services.common.tether", str(os.getpid()))
     with log.open("ab") as output:
         return await asyncio.create_subprocess_exec(
             *tether, *command, env=dict(env), stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

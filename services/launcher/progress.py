@@ -36,6 +36,8 @@ class Snapshot:
     ready_groups: int = 0
     trained: int = 0
     dropped: int = 0
+    evaluations: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Finished evaluation passes by name, as the ``experiment`` document has them."""
 
 
 @dataclass(slots=True)
@@ -128,6 +130,7 @@ class Watcher:
             total_steps=int(experiment.get("total_steps", 0)),
             policy_version=int(experiment.get("policy_version", -1)),
             reward=rewards[max(rewards)] if rewards else None,
+            evaluations=experiment.get("evaluations", {}),
             episodes=int(total.get("trajectories_in", 0)),
             episodes_per_s=episodes_per_s,
             tokens_per_s=self._last.get("tokens", 0.0),

@@ -94,7 +94,7 @@ def _assemble(config: ExperimentConfig, store: Store, metrics: ProxyMetrics) -> 
         store=store,
         sessions=sessions,
         turns=Turns(Renderer.load(initial_model_dir(config)), sessions, store, generator, limits, metrics),
-        calls=CallService(sessions, metrics, max_in_flight=section.max_inflight_calls, join_timeout_s=section.call_timeout_s),
+        calls=CallService(sessions, metrics, max_in_flight=section.max_inflight_calls),
         pool=pool,
         gate=gate,
         updates=WeightUpdates(pool, gate),

@@ -29,13 +29,27 @@ KNOWN = frozenset(
         "max_tokens",
         "max_completion_tokens",
         "seed",
-        "stream",
-        "n",
         "user",
         "metadata",
+        "store",
         "chat_template_kwargs",
     ]
 )
+"""``user``, ``metadata`` and ``store`` are notes to OpenAI's platform and ask nothing of a model."""
+NEUTRAL: Mapping[str, tuple[Any, str]] = {
+    "stream": (False, "streaming is not supported"),
+    "n": (1, "several requests can be sent instead"),
+    "parallel_tool_calls": (True, "the policy cannot be kept from making several calls"),
+    "frequency_penalty": (0, "captured logprobs would not be those of the policy that is trained"),
+    "presence_penalty": (0, "captured logprobs would not be those of the policy that is trained"),
+    "logit_bias": ({}, "captured logprobs would not be those of the policy that is trained"),
+    "response_format": ({"type": "text"}, "the policy's output is not constrained"),
+    "logprobs": (False, "logprobs are recorded in the session, see /v1/sessions/{id}/calls"),
+    "top_logprobs": (0, "only the logprobs of the sampled tokens are known"),
+    "service_tier": ("auto", "there are no tiers"),
+    "modalities": (["text"], "there is only text"),
+}
+"""Parameters that clients send although they mean the default: the one value that can be honoured, and why no other can."""
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 RESERVED_KWARGS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
@@ -181,13 +195,14 @@ def completion(call_id: str, model: str, message: Json, finish_reason: str, usag
 
 def _refuse_unsupported(body: Json) -> None:
     given = {name: value for name, value in body.items() if value is not None}
-    unknown = sorted(given.keys() - KNOWN)
+    unknown = sorted(given.keys() - KNOWN - NEUTRAL.keys())
     if unknown:
         raise BadRequest(f"{unknown[0]}: not supported here; remove it", code="unsupported_parameter", param=unknown[0])
-    if given.get("stream"):
-        raise BadRequest("stream: streaming is not supported; send stream=false", code="unsupported_parameter", param="stream")
-    if given.get("n", 1) != 1:
-        raise BadRequest("n: only 1 is supported; send several requests", code="unsupported_parameter", param="n")
+    for name, (neutral, why) in NEUTRAL.items():
+        if given.get(name, neutral) != neutral:
+            raise BadRequest(
+                f"{name}: only {orjson.dumps(neutral).decode()} is supported, because {why}", code="unsupported_parameter", param=name
+            )
     if given.get("tool_choice", "auto") not in ("auto", "none"):
         raise BadRequest(
             'tool_choice: only "auto" and "none" can be honoured, the policy cannot be forced',

@@ -6,6 +6,7 @@ before the request left: such a server was restarted with other weights.
 """
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,8 @@ from services.common.wire.calls import Ids
 from services.policy_proxy.gate import Gate
 from services.policy_proxy.servers import PolicyServer, ServerPool
 from services.policy_proxy.sglang import Sampling, Segment
+
+log = logging.getLogger(__name__)
 
 MAX_SERVER_FAULTS = 3
 """Answers with an error status that one call puts up with before it fails."""
@@ -113,6 +116,9 @@ class Generator:
         server.in_flight += 1
         try:
             return await server.api.generate(rid, input_ids, rest, pinned, self._timeout_s)
+        except asyncio.CancelledError:
+            await _abort(server, rid)
+            raise
         finally:
             server.in_flight -= 1
 
@@ -122,3 +128,11 @@ class Generator:
             self._pool.suspect(server, error.detail)
             return 0
         return 1
+
+
+async def _abort(server: PolicyServer, rid: str) -> None:
+    """The deadline has passed or the client has hung up: the server must not go on generating for nobody."""
+    try:
+        await server.api.abort(rid)
+    except RemoteError as error:
+        log.warning("request %s may still run at %s: %s", rid, server.url, error)

@@ -14,7 +14,7 @@ class ProxyMetrics:
     """What the proxy counts."""
 
     def __init__(self, metrics: "Metrics") -> None:
-        self.calls = metrics.counter("calls_total", "Calls by outcome: generated, demonstrated, replayed, failed", ("outcome",))
+        self.calls = metrics.counter("calls_total", "Calls by outcome: generated, demonstrated, replayed, failed, cancelled", ("outcome",))
         self.branches = metrics.counter("branches_total", "Calls that left a path of their session's token tree")
         self.malformed = metrics.counter("malformed_tool_calls_total", "Answers with a tool call that could not be read")
         self.resubmissions = metrics.counter("resubmissions_total", "Requests sent again after an abort or a lost server")

@@ -1,6 +1,7 @@
 """Owns the agent-facing routes: OpenAI chat completions and the session routes around them. Refuses logic: that is in the core."""
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -13,8 +14,8 @@ from services.common.wire.calls import CallRecord
 from services.common.wire.rollouts import Id, Wire
 from services.common.wire.store import SessionView
 from services.policy_proxy import chat
-from services.policy_proxy.calls import Answer, CallKey, Done, Incoming
-from services.policy_proxy.sessions import Session
+from services.policy_proxy.calls import Answer, CallKey, Incoming
+from services.policy_proxy.sessions import Done, Session
 
 if TYPE_CHECKING:
     from services.policy_proxy.app import Proxy
@@ -114,7 +115,13 @@ async def _complete(request: Request, session_id: str) -> Response:
     async def work(session: Session, key: CallKey) -> Done:
         return await proxy.turns.generate(session, key, wanted)
 
-    return _response(await proxy.calls.answer(incoming, work))
+    return _response(await proxy.calls.answer(incoming, work, partial(_gone, request)))
+
+
+async def _gone(request: Request) -> None:
+    """Waits until the client has disconnected; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _response(answer: Answer) -> Response:
@@ -123,6 +130,8 @@ def _response(answer: Answer) -> Response:
         "X-Call-Id": answer.call_id,
         "X-Proxy-Overhead-Ms": f"{answer.overhead_ms:.2f}",
     }
+    if answer.malformed_tool_call:
+        headers["X-Malformed-Tool-Call"] = "1"
     return Response(answer.body, headers=headers, media_type="application/json")
 
 

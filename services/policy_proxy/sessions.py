@@ -24,6 +24,22 @@ DEFAULT_TTL_S = 3600.0
 SWEEP_EVERY_S = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A recorded call; ``waited_s`` of its time went to policy servers and to waiting for one."""
+
+    record: CallRecord
+    waited_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A call that runs, and how many requests wait for its answer."""
+
+    task: asyncio.Task[Done]
+    wanted_by: int = 0
+
+
 @dataclass(slots=True)
 class Session:
     """One session in memory."""
@@ -34,7 +50,8 @@ class Session:
     """By call id, in ordinal order."""
     parents: set[str | None] = field(default_factory=set[str | None])
     """Calls that have been extended, and None once there is a root."""
-    in_flight: dict[str, asyncio.Future[CallRecord]] = field(default_factory=dict[str, "asyncio.Future[CallRecord]"])
+    in_flight: dict[str, InFlight] = field(default_factory=dict[str, InFlight])
+    """By call id."""
     call_of_digest: dict[str, str] = field(default_factory=dict[str, str])
     """Body digest -> the call it was last sent as, for SDK retries that carry no call id."""
     recording: asyncio.Lock = field(default_factory=asyncio.Lock)

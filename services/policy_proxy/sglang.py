@@ -19,7 +19,8 @@ Json = dict[str, Any]
 CONTROL_TIMEOUT_S = 10.0
 """Pause, continue and model_info: none of them computes, but a busy engine may answer late."""
 
-
+ABORT_TIMEOUT_S = 2.0
+"""Whoever aborts is leaving and cannot wait long; a server that does not answer notices the closed connection by itself."""
 BACKSTOP_S = 10.0
 """How much longer than its caller's deadline a request may take. The caller must fire first: aiohttp turns a cancellation that meets its
 own timeout into that timeout, and the caller's would be lost."""
@@ -99,6 +100,11 @@ class SglangServer:
     async def resume(self) -> None:
         """Lets generation go on; harmless where it was not paused."""
         await self._client.request("POST", "/continue_generation", json={}, headers=self._control_headers)
+
+    async def abort(self, rid: str) -> None:
+        """Ends a request whose answer nobody wants any more; harmless where it has ended."""
+        path, headers = "/abort_request", self._control_headers
+        await self._client.request("POST", path, json={"rid": rid}, headers=headers, timeout_s=ABORT_TIMEOUT_S)
 
     async def update(self, wanted: PolicyVersion, timeout_s: float) -> None:
         """Loads the weights in ``wanted.path`` and labels them. ``timeout_s`` is the caller's deadline, which the caller enforces."""

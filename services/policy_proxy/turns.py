@@ -13,13 +13,13 @@ from services.common.errors import BadRequest
 from services.common.wire.calls import CallRecord, Ids, pack_ids, pack_logprobs
 from services.policy_proxy import chat
 from services.policy_proxy.alignment import RESPONSE_KEY, Conversation, extend, mark
-from services.policy_proxy.calls import CallKey, Done
+from services.policy_proxy.calls import CallKey
 from services.policy_proxy.chat import ChatRequest, Demonstration, Json
 from services.policy_proxy.generation import Generated, Generator
 from services.policy_proxy.metrics import ProxyMetrics
 from services.policy_proxy.parsing import THINK_OPEN, read_answer
 from services.policy_proxy.rendering import Renderer
-from services.policy_proxy.sessions import Session, SessionTable
+from services.policy_proxy.sessions import Done, Session, SessionTable
 from services.policy_proxy.sglang import Sampling
 from services.policy_proxy.store import Store
 

@@ -15,6 +15,9 @@ from services.common.wire.calls import Row, decode_call, rows_of
 from services.common.wire.rollouts import Trajectory
 from services.common.wire.store import Episode, Group
 
+Origin = tuple[str, str]
+"""(domain, source of its tasks and rewards)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -25,6 +28,10 @@ class Member:
     rows: list[Row]
     problem: str
     """Reason why it cannot be trained on; empty where it can."""
+    turn_rewards: list[float] | None = None
+    """One a row; None where every row has the reward of the episode."""
+    origin: Origin | None = None
+    """Domain and source; None where the episode failed or cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,8 @@ class Sample:
     episode_id: str
     reward: float
     rows: list[Row]
+    turn_rewards: list[float] | None = None
+    """As in `Member`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +95,31 @@ def _member(episode: Episode) -> Member:
     episode_id = str(episode.trajectory["episode_id"])
     try:
         trajectory = Trajectory.model_validate(episode.trajectory)
-        rows = [row for row in rows_of([decode_call(call) for call in episode.calls]) if row.n_output]
+        calls = rows_of([decode_call(call) for call in episode.calls])
     except (ValidationError, ValueError):
         return Member(episode_id, None, [], "corrupt")
+    rows = [row for row in calls if row.n_output]
     if trajectory.failure is not None:
         return Member(episode_id, None, rows, f"failed_{trajectory.failure.who}")
-    return Member(episode_id, trajectory.reward, rows, "" if episode.complete and rows else "incomplete")
+    problem = "" if episode.complete and rows else "incomplete"
+    rewards = _distinct_turn_rewards(trajectory)
+    if rewards is not None and len(rewards) != len(calls):
+        # Which reward belongs to which call would be a guess.
+        problem, rewards = problem or "turn_rewards_mismatch", None
+    if rewards is not None:
+        rewards = [reward for reward, row in zip(rewards, calls, strict=True) if row.n_output]
+    return Member(episode_id, trajectory.reward, rows, problem, rewards, origin_of(trajectory))
+
+
+def origin_of(trajectory: Trajectory) -> Origin | None:
+    """Where an episode was played; None where it failed, perhaps before that was known."""
+    return None if trajectory.failure is not None else (trajectory.task.domain, trajectory.stamp.source)
+
+
+def _distinct_turn_rewards(trajectory: Trajectory) -> list[float] | None:
+    """The rewards of the agent's calls in their order, unless all of them are that of the episode."""
+    rewards = trajectory.turn_rewards
+    return None if all(reward == trajectory.reward for reward in rewards) else rewards
 
 
 def select(groups: Sequence[Delivered], rules: Rules) -> Selection:
@@ -109,7 +137,7 @@ def select(groups: Sequence[Delivered], rules: Rules) -> Selection:
         if verdict:
             selection.drops |= {member.episode_id: verdict for member in usable}
         else:
-            samples = [Sample(member.episode_id, reward_of(member), member.rows) for member in usable]
+            samples = [Sample(member.episode_id, reward_of(member), member.rows, member.turn_rewards) for member in usable]
             selection.chosen.append(Chosen(group.group_id, samples))
     return selection
 
@@ -168,8 +196,21 @@ def delivered_stats(groups: Sequence[Delivered], drops: Mapping[str, str]) -> di
     }
     if rewards:
         stats["rollout/reward"] = sum(rewards) / len(rewards)
+    stats |= _by_domain(members)
     for reason, count in Counter(drops.values()).items():
         stats[f"rollout/dropped/{reason}"] = float(count)
     for version, count in version_tokens([row for member in members for row in member.rows]).items():
         stats[f"rollout/version_tokens/{version}"] = float(count)
     return stats
+
+
+def _by_domain(members: Sequence[Member]) -> dict[str, float]:
+    """Episodes and mean reward of each domain, where there are several."""
+    rewards: dict[str, list[float]] = {}
+    for member in members:
+        if member.origin is not None:
+            rewards.setdefault(member.origin[0], []).append(reward_of(member))
+    if len(rewards) < 2:
+        return {}
+    counts = {f"rollout/n_episodes/{domain}": float(len(values)) for domain, values in rewards.items()}
+    return counts | {f"rollout/reward/{domain}": sum(values) / len(values) for domain, values in rewards.items()}

@@ -4,9 +4,13 @@ import hashlib
 import json
 
 from services.common.config import ExperimentConfig
+from services.common.config.datasets import DatasetRef
 from services.common.config.paths import initial_model_dir
 from services.common.ids import is_valid_id
 from services.trainer.engine import check_backend
+
+NEVER_SOLO = frozenset({"airline", "retail", "banking_knowledge"})
+"""Domains that tau2 refuses to build for a solo agent."""
 
 
 class ExperimentFailed(Exception):
@@ -32,7 +36,7 @@ def _refusals(config: ExperimentConfig) -> list[tuple[bool, str]]:
         (actor.kl_ctl != 0, "actor.kl_ctl: this build has no reference model to take a KL term against; set it to 0"),
         (
             actor.discount != 1 or actor.gae_lambda != 1,
-            "actor.discount, actor.gae_lambda: without a critic both must be 1; discount turns with rollout.agent.turn_discount",
+            "actor.discount, actor.gae_lambda: without a critic both must be 1; discount turns with econfig.turn_discount",
         ),
         (
             actor.use_decoupled_loss and not actor.recompute_logprob,
@@ -40,9 +44,10 @@ def _refusals(config: ExperimentConfig) -> list[tuple[bool, str]]:
         ),
         (config.gconfig.n_samples < 2, "gconfig.n_samples: episodes are compared within their group; set it to 2 or more"),
         (
-            "consumer_batch_size" in config.rollout.model_fields_set and consumer != batch,
+            consumer not in (None, batch),
             f"rollout.consumer_batch_size: {consumer} differs from train_dataset.batch_size = {batch}; make them equal",
         ),
+        *_solo_refusals(config),
         (
             not (model / "config.json").exists(),
             f"actor.path: no model in {model}; run `python -m services.trainer init --config FILE --corpus FILE` first",
@@ -50,17 +55,20 @@ def _refusals(config: ExperimentConfig) -> list[tuple[bool, str]]:
     ]
 
 
-def turn_discount(config: ExperimentConfig) -> float:
-    """AReaL reads ``rollout.agent.turn_discount``; ``econfig.turn_discount`` wins where it is set to something else than 1."""
-    return config.econfig.turn_discount if config.econfig.turn_discount != 1 else config.rollout.agent.turn_discount
-
-
-def dataset(path: str) -> tuple[str, str]:
-    """Domain and split of a ``domain/split`` path. Raises `ExperimentFailed`."""
-    domain, slash, split = path.partition("/")
-    if not (slash and domain and split):
-        raise ExperimentFailed(f"dataset path {path!r}: write it as domain/split, such as telecom/small")
-    return domain, split
+def _solo_refusals(config: ExperimentConfig) -> list[tuple[bool, str]]:
+    """Tasks without a ticket are found when the tasks are listed; that a whole domain has none is known before anything runs."""
+    named = [("train_dataset", ref) for ref in config.train_dataset.shares()]
+    named += [("valid_dataset", ref) for ref in config.valid_dataset.shares()]
+    if config.sft.enabled:
+        named.append(("sft.dataset", DatasetRef.parse(config.sft.dataset)))
+    return [
+        (
+            config.econfig.solo_mode and ref.domain in NEVER_SOLO,
+            f"econfig.solo_mode: {key} names {ref}, and {ref.domain} cannot be played without a user; "
+            f"set econfig.solo_mode=false, or take {ref} out of {key}",
+        )
+        for key, ref in named
+    ]
 
 
 def config_digest(config: ExperimentConfig) -> str:

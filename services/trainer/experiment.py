@@ -6,7 +6,6 @@ Tells failures apart: what may pass is waited out and tried again, what never wi
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -14,6 +13,7 @@ from typing import Any, cast
 import orjson
 
 from services.common.config import ExperimentConfig
+from services.common.config.datasets import DatasetRef
 from services.common.config.paths import checkpoints_dir, initial_model_dir, results_file, trial_dir
 from services.common.errors import RemoteError
 from services.trainer.checks import ExperimentFailed, check_config, config_digest
@@ -21,15 +21,17 @@ from services.trainer.engine import ComputeThread, Engine, OpenEngine, set_threa
 from services.trainer.evaluation import eval_metrics, evaluate
 from services.trainer.feeder import Feeder
 from services.trainer.files import write_atomic
+from services.trainer.mixing import TaskMix
 from services.trainer.phases import Phase, move, next_phase
 from services.trainer.proxy_client import ProxyClient
 from services.trainer.publisher import Publisher
 from services.trainer.recorder import Recorder
-from services.trainer.results import results
+from services.trainer.results import results, scores
 from services.trainer.rl import RlLoop, RlParts, drop_unused
 from services.trainer.runner_client import RunnerClient
-from services.trainer.sampler import Task, demonstrations
+from services.trainer.sampler import TaskSet, demonstrations
 from services.trainer.sft import SftLoop, collect, sft_optimizer
+from services.trainer.sources import admit_tasks
 from services.trainer.state import Checkpoints, Report, State, StateError
 from services.trainer.store_client import StoreClient
 
@@ -139,12 +141,13 @@ class Experiment:
     # Phases
 
     async def _sft(self) -> None:
-        config = self._config
-        excluded = {task.task_id for task in await self._tasks(_sibling(config.sft.dataset, config.sft.exclude_split))}
-        tasks = [task for task in await self._tasks(config.sft.dataset) if task.task_id not in excluded]
-        if not tasks:
-            raise ExperimentFailed(f"sft.exclude_split: no task of {config.sft.dataset} is outside {config.sft.exclude_split}")
-        data = await collect(config, self._clients.store, demonstrations(config, tasks), partial(self._progress, "demonstrations"))
+        config, ref = self._config, DatasetRef.parse(self._config.sft.dataset)
+        excluded = {task.task_id for task in (await self._tasks(DatasetRef(ref.domain, config.sft.exclude_split))).tasks}
+        given = (await self._tasks(ref)).without(excluded)
+        if not given.tasks:
+            raise ExperimentFailed(f"sft.exclude_split: no task of {ref} is outside {config.sft.exclude_split}")
+        progress = partial(self._progress, "demonstrations")
+        data = await collect(config, self._clients.store, demonstrations(config, given), self.state, progress)
         engine = await self._sft_engine()
         progress = partial(self._progress, "sft steps")
         await SftLoop(config, engine, data, self.state, self._checkpoints, self.recorder, self._compute, progress).run()
@@ -169,15 +172,14 @@ class Experiment:
         self.state.engine = ""
 
     async def _evaluate(self, name: str) -> None:
-        tasks = await self._tasks(self._config.valid_dataset.path)
+        sets = [await self._tasks(ref) for ref in self._config.valid_dataset.shares()]
         # While the last episodes of the pass are awaited, the runner may begin with those of the first PPO step: the weights are the same.
         feeder = await self._feeder()
         between = partial(feeder.feed, self.state.step, 0)
-        outcome = await evaluate(
-            self._config, self._clients.store, tasks, name, self.state.step, between, partial(self._progress, "episodes")
-        )
+        outcome = await evaluate(self._config, self._clients.store, sets, name, self.state, between, partial(self._progress, "episodes"))
         self.state.evaluations[name] = outcome
-        log.info("evaluation %s RL: reward %.3f over %d tasks, greedy %s", name, outcome.reward, outcome.n_tasks, outcome.greedy)
+        for dataset, score in outcome.datasets.items():
+            log.info("evaluation %s RL on %s: reward %s, greedy %s, floor %s", name, dataset, score.reward, score.greedy, score.floor)
         await self.recorder.write(Report(step=self.state.step, phase=f"eval_{name}", values=eval_metrics(outcome)))
 
     async def _rl(self) -> None:
@@ -213,10 +215,14 @@ class Experiment:
         return RlParts(self._config, self._clients.store, self._publisher, self._checkpoints, self.recorder, self._compute)
 
     async def _feeder(self) -> Feeder:
-        return Feeder(self._config, self._clients.store, await self._tasks(self._config.train_dataset.path), self.state)
+        shares = self._config.train_dataset.shares()
+        mix = TaskMix([await self._tasks(ref) for ref in shares], shares, self._config.seed)
+        return Feeder(self._config, self._clients.store, mix, self.state)
 
-    async def _tasks(self, path: str) -> Sequence[Task]:
-        return await self._clients.runner.tasks(path, solo=self._config.econfig.solo_mode)
+    async def _tasks(self, ref: DatasetRef) -> TaskSet:
+        given = await self._clients.runner.tasks(ref, solo=self._config.econfig.solo_mode)
+        admit_tasks(self.state, given)
+        return given
 
     async def _progress(self, what: str, done: int, total: int) -> None:
         self.view.detail = f"{what} {done} of {total}"
@@ -249,7 +255,7 @@ class Experiment:
             "detail": self.view.detail,
             "started_at": state.started_at,
             "finished_at": state.finished_at,
-            "evaluations": {name: {"reward": e.reward, "greedy": e.greedy, "failed": e.failed} for name, e in state.evaluations.items()},
+            "evaluations": {name: scores(outcome) for name, outcome in state.evaluations.items()},
             "last": {"phase": last.phase, "step": last.step, "values": last.values} if last else None,
             "results": str(results_file(self._config)) if self.view.phase is Phase.DONE else None,
         }
@@ -260,7 +266,3 @@ def passing(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(passing(part) for part in cast("BaseExceptionGroup[BaseException]", error).exceptions)
     return isinstance(error, RemoteError) and error.retryable
-
-
-def _sibling(path: str, split: str) -> str:
-    return f"{path.partition('/')[0]}/{split}"

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from services.common.config import ExperimentConfig
 from services.common.wire.calls import Row
-from services.trainer.advantage import normalise, shaped_reward, turn_returns
+from services.trainer.advantage import normalise, shaped_reward, turn_advantages
 from services.trainer.batches import Chosen, version_tokens
-from services.trainer.checks import turn_discount
 from services.trainer.engine import Engine
 
 Float = NDArray[np.float64]
@@ -52,18 +51,16 @@ def train_step(engine: Engine, groups: Sequence[Chosen], version: int, config: E
 
 
 def credit(groups: Sequence[Chosen], config: ExperimentConfig) -> TrainBatch:
-    """One advantage a row: episode rewards shaped and normalised over episodes, spread over the turns, normalised again over tokens."""
+    """One advantage a row: the rewards of turns shaped, normalised by the episodes of the group, normalised again over tokens."""
     samples = [sample for group in groups for sample in group.samples]
     names = [group.group_id for group in groups for _ in group.samples]
     reward_S = shaped_reward(np.asarray([sample.reward for sample in samples], float), config.actor)
-    value_S = normalise(reward_S, names, config.actor.reward_norm)
+    turns = [
+        shaped_reward(np.asarray(sample.turn_rewards or [sample.reward] * len(sample.rows), float), config.actor) for sample in samples
+    ]
     rows = [row for sample in samples for row in sample.rows]
     sample_of_row = [index for index, sample in enumerate(samples) for _ in sample.rows]
-    gamma, penalty = turn_discount(config), config.econfig.invalid_format_penalty
-    parts = [
-        turn_returns(float(value), len(sample.rows), gamma, [row.malformed_tool_call for row in sample.rows], penalty)
-        for value, sample in zip(value_S, samples, strict=True)
-    ]
+    parts = turn_advantages(turns, reward_S, names, config.actor.reward_norm)
     tokens = np.asarray([row.n_output for row in rows], float)
     advantages = normalise(np.concatenate(parts), [names[index] for index in sample_of_row], config.actor.adv_norm, tokens)
     return TrainBatch(rows, sample_of_row, advantages)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from services.common.config import ExperimentConfig
 from services.common.wire.rollouts import Kind
 from services.common.wire.store import Stats
@@ -13,6 +15,7 @@ def results(config: ExperimentConfig, state: State, stats: Stats, steps: list[Re
 
     ``trajectories_in``, ``trained`` and ``dropped`` are the store's accounts of training episodes; evaluation and demonstration episodes
     are in ``other_kinds``. ``lost`` and ``duplicated`` are over all kinds. ``wall_s`` runs from the experiment's first start.
+    ``sources`` are the back ends whose rewards these are.
     """
     train = stats.kinds[Kind.TRAIN]
     before, after = state.evaluations.get("before"), state.evaluations.get("after")
@@ -21,14 +24,11 @@ def results(config: ExperimentConfig, state: State, stats: Stats, steps: list[Re
         "trial_name": config.trial_name,
         "seed": config.seed,
         "config_digest": state.config_digest,
-        "reward_before": before.reward if before else None,
-        "reward_after": after.reward if after else None,
-        "greedy_before": before.greedy if before else None,
-        "greedy_after": after.greedy if after else None,
-        "pass_hat_before": before.pass_hat if before else {},
-        "pass_hat_after": after.pass_hat if after else {},
-        "eval_before": _evaluation(before),
-        "eval_after": _evaluation(after),
+        "sources": state.sources,
+        **_headline("before", before),
+        **_headline("after", after),
+        "eval_before": scores(before) | {"per_task": before.per_task} if before else None,
+        "eval_after": scores(after) | {"per_task": after.per_task} if after else None,
         "ppo_steps": state.step,
         "sft_steps": state.sft_step,
         "policy_version": stats.policy_version,
@@ -45,16 +45,23 @@ def results(config: ExperimentConfig, state: State, stats: Stats, steps: list[Re
     }
 
 
-def _evaluation(outcome: Evaluation | None) -> dict[str, Any] | None:
-    if outcome is None:
-        return None
+def _headline(name: str, outcome: Evaluation | None) -> dict[str, Any]:
+    """The figures of a pass that people look for first, without their intervals."""
+    total = outcome.total if outcome else None
+    return {
+        f"reward_{name}": total.reward.value if total else None,
+        f"greedy_{name}": total.greedy.value if total and total.greedy else None,
+        f"pass_hat_{name}": {k: estimate.value for k, estimate in total.pass_hat.items()} if total else {},
+    }
+
+
+def scores(outcome: Evaluation) -> dict[str, Any]:
+    """A pass as JSON: the figures over all datasets, then those of each. An estimate is ``{"value", "low", "high"}`` (95 %)."""
     return {
         "version": outcome.version,
-        "n_tasks": outcome.n_tasks,
-        "n_episodes": outcome.n_episodes,
-        "failed": outcome.failed,
-        "per_task": outcome.per_task,
         "wall_s": round(outcome.wall_s, 1),
+        **msgspec.to_builtins(outcome.total),
+        "datasets": {name: msgspec.to_builtins(score) for name, score in outcome.datasets.items()},
     }
 
 

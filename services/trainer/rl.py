@@ -22,6 +22,7 @@ from services.trainer.phases import Phase
 from services.trainer.ppo import train_step
 from services.trainer.publisher import Publisher
 from services.trainer.recorder import Recorder
+from services.trainer.sources import from_one_source
 from services.trainer.staleness import Limits, max_age
 from services.trainer.state import Checkpoints, PendingAck, Report, State, engine_checkpoint
 from services.trainer.store_client import StoreClient
@@ -88,11 +89,15 @@ class RlLoop:
             ("commit", self._commit),
             ("ack", self._ack),
             ("publish", self._publish),
+            ("feed", self._feed),
             ("report", self._report),
         ]
 
     async def resume(self) -> None:
-        """Finishes what an earlier process left open after its last commit."""
+        """Finishes what an earlier process left open after its last commit.
+
+        Asks for no rollouts: a batch that this trainer holds since then is not counted before it has been leased again.
+        """
         await self._ack()
         await self._publish()
         await self._report()
@@ -138,10 +143,14 @@ class RlLoop:
                 waiting_since = time.monotonic()
 
     async def _take(self, batch: Batch) -> bool:
-        """Sorts a batch into chosen groups and drops. True where something of it can be trained on."""
+        """Sorts a batch into chosen groups and drops. True where something of it can be trained on.
+
+        Raises `ExperimentFailed` for a batch from another source than the run's (`from_one_source`); it stays leased, untouched.
+        """
         groups = [decode(group) for group in batch.groups]
         known = self._state.known()
         fresh = [group for group in groups if not any(member.episode_id in known for member in group.members)]
+        fresh = from_one_source(self._state, fresh, f"batch {batch.batch_id}", drop=self._config.recover.other_source == "drop")
         rules = Rules(
             version=self._state.step,
             max_age=max_age(self._limits),
@@ -201,7 +210,6 @@ class RlLoop:
         await self._parts.publisher.publish(self._engine, self._state.step)
         self._published = self._state.step
         self._chosen, self._in_hand = [], 0
-        await self._feed()
         if self._state.report:
             self._state.report.values["timeperf/update_weights"] = time.perf_counter() - started
 

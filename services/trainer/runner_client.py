@@ -3,10 +3,11 @@
 from typing import Any, Self, cast
 from urllib.parse import urlencode
 
+from services.common.config.datasets import DatasetRef
 from services.common.errors import RemoteError
 from services.common.http import ServiceClient
-from services.trainer.checks import ExperimentFailed, dataset
-from services.trainer.sampler import Task
+from services.trainer.checks import ExperimentFailed
+from services.trainer.sampler import Task, TaskSet
 
 RETRY_S = 300.0
 
@@ -23,21 +24,22 @@ class RunnerClient:
     async def __aexit__(self, *_: object) -> None:
         await self._http.close()
 
-    async def tasks(self, path: str, *, solo: bool) -> list[Task]:
-        """The tasks of a ``domain/split``, sorted by id; with ``solo`` those that can be played so.
+    async def tasks(self, ref: DatasetRef, *, solo: bool) -> TaskSet:
+        """The tasks of a dataset; with ``solo`` those that can be played so.
 
         Raises `ExperimentFailed` where there is none, `RemoteError` where the runner stays away.
         """
-        domain, split = dataset(path)
         try:
-            reply = await self._http.get(f"/v1/tasks?{urlencode({'domain': domain, 'split': split})}")
+            query = {"domain": ref.domain, "split": ref.split, "solo": str(solo).lower()}
+            reply = await self._http.get(f"/v1/tasks?{urlencode(query)}")
         except RemoteError as error:
             if error.retryable:
                 raise
-            raise ExperimentFailed(f"dataset {path}: {error.detail}") from error
+            raise ExperimentFailed(f"dataset {ref}: {error.detail}") from error
         items = cast("list[dict[str, Any]]", reply["tasks"])
-        tasks = [Task(task_id=item["task_id"], solo=bool(item["solo"]), scenario=item["scenario"]) for item in items]
+        tasks = [Task(item["task_id"], bool(item["solo"]), item["scenario"], item["digest"]) for item in items]
         chosen = sorted((task for task in tasks if task.solo or not solo), key=lambda task: task.task_id)
         if not chosen:
-            raise ExperimentFailed(f"dataset {path}: none of its {len(tasks)} tasks can be played" + (" in solo mode" if solo else ""))
-        return chosen
+            raise ExperimentFailed(f"dataset {ref}: none of its {len(tasks)} tasks can be played" + (" in solo mode" if solo else ""))
+        # The runner's floor is over the same tasks: with ``solo`` those that can be played so.
+        return TaskSet(ref, chosen, reply.get("floor"))

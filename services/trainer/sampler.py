@@ -5,13 +5,13 @@ The same counter gives the same requests with the same ids, so asking again afte
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from services.common.config import ExperimentConfig
+from services.common.config.datasets import DatasetRef
 from services.common.config.laptop import DemonstrationMix
 from services.common.wire.rollouts import Demonstration, Kind, RolloutRequest, Sampling, TaskRef
-from services.trainer.checks import dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,28 @@ class Task:
     solo: bool
     scenario: str = ""
     """Equal for tasks that tell the agent the same."""
+    digest: str = ""
+    """Of the task's content."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSet:
+    """The tasks of a dataset that can be played, sorted by id."""
+
+    ref: DatasetRef
+    tasks: list[Task]
+    floor: float | None = None
+    """Mean reward of an agent that does nothing; None where it is not known."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the names and contents of all tasks."""
+        content = "\n".join(f"{task.task_id} {task.digest}" for task in self.tasks)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def without(self, excluded: Container[str]) -> "TaskSet":
+        """The tasks whose ids are not ``excluded``. They are another set, so the floor is not theirs."""
+        return TaskSet(self.ref, [task for task in self.tasks if task.task_id not in excluded])
 
 
 def seed_of(*parts: object) -> int:
@@ -43,15 +65,13 @@ def policy_sampling(config: ExperimentConfig, seed: int, *, greedy: bool = False
     return Sampling(temperature=temperature, top_p=config.gconfig.top_p, max_tokens=config.gconfig.max_new_tokens, seed=seed)
 
 
-def task_ref(config: ExperimentConfig, path: str, task: Task) -> TaskRef:
-    """A task of the dataset ``path``."""
-    domain, split = dataset(path)
-    return TaskRef(domain=domain, split=split, task_id=task.task_id, solo_mode=config.econfig.solo_mode)
+def task_ref(config: ExperimentConfig, ref: DatasetRef, task: Task) -> TaskRef:
+    """A task of the dataset ``ref``."""
+    return TaskRef(domain=ref.domain, split=ref.split, task_id=task.task_id, solo_mode=config.econfig.solo_mode)
 
 
-def train_group(config: ExperimentConfig, tasks: Sequence[Task], number: int, version: int) -> list[RolloutRequest]:
+def train_group(config: ExperimentConfig, task: TaskRef, number: int, version: int) -> list[RolloutRequest]:
     """The requests of the ``number``-th group (0-based)."""
-    task = tasks[epoch_index(len(tasks), number, config.seed)]
     group_id = f"{config.trial_name}-rl-{number:05d}"
     return [
         RolloutRequest(
@@ -60,7 +80,7 @@ def train_group(config: ExperimentConfig, tasks: Sequence[Task], number: int, ve
             sample_index=index,
             group_size=config.gconfig.n_samples,
             kind=Kind.TRAIN,
-            task=task_ref(config, config.train_dataset.path, task),
+            task=task,
             sampling=policy_sampling(config, seed_of(config.seed, group_id, index)),
             max_steps=config.econfig.max_steps,
             seed=seed_of(config.seed, group_id, index, "env"),
@@ -70,10 +90,8 @@ def train_group(config: ExperimentConfig, tasks: Sequence[Task], number: int, ve
     ]
 
 
-def eval_group(
-    config: ExperimentConfig, name: str, tasks: Sequence[Task], number: int, version: int, *, greedy: bool
-) -> list[RolloutRequest]:
-    """The requests of the evaluation pass ``name`` for one task. The seeds are those of every other pass."""
+def eval_group(config: ExperimentConfig, name: str, task: TaskRef, number: int, version: int, *, greedy: bool) -> list[RolloutRequest]:
+    """The requests of the evaluation pass ``name`` for its ``number``-th task. The seeds are those of every other pass."""
     size = 1 if greedy else config.valid_dataset.n_samples or config.evaluator.n_samples
     group_id = f"{config.trial_name}-eval-{name}-{'greedy' if greedy else 'sampled'}-{number:04d}"
     seeds = [seed_of(config.evaluator.seed, number, index, greedy) for index in range(size)]
@@ -84,7 +102,7 @@ def eval_group(
             sample_index=index,
             group_size=size,
             kind=Kind.EVAL,
-            task=task_ref(config, config.valid_dataset.path, tasks[number]),
+            task=task,
             sampling=policy_sampling(config, seed, greedy=greedy),
             max_steps=config.econfig.max_steps,
             seed=seed,
@@ -94,23 +112,24 @@ def eval_group(
     ]
 
 
-def demonstrations(config: ExperimentConfig, tasks: Sequence[Task]) -> list[RolloutRequest]:
+def demonstrations(config: ExperimentConfig, given: TaskSet) -> list[RolloutRequest]:
     """The requests of all demonstrations, with the qualities in the shares of ``sft.mix``.
 
     Scenarios take turns, each over shuffled epochs of its own tasks: in telecom/full two thirds of the tasks tell the agent the same,
     and the rest would hardly be demonstrated.
     """
     qualities = mixed(config.sft.mix, config.sft.n_demonstrations, config.seed)
+    scenarios = by_scenario(given.tasks)
     requests: list[RolloutRequest] = []
     for number, quality in enumerate(qualities):
         episode_id = f"{config.trial_name}-demo-{number:05d}"
-        task = stratified(tasks, number, seed_of(config.seed, "demo"))
+        task = stratified(scenarios, number, seed_of(config.seed, "demo"))
         requests.append(
             RolloutRequest(
                 episode_id=episode_id,
                 group_id=episode_id,
                 kind=Kind.DEMO,
-                task=task_ref(config, config.sft.dataset, task),
+                task=task_ref(config, given.ref, task),
                 sampling=policy_sampling(config, 0),
                 max_steps=config.econfig.max_steps,
                 seed=seed_of(config.seed, episode_id),
@@ -120,12 +139,19 @@ def demonstrations(config: ExperimentConfig, tasks: Sequence[Task]) -> list[Roll
     return requests
 
 
-def stratified(tasks: Sequence[Task], number: int, seed: int) -> Task:
+def by_scenario(tasks: Sequence[Task]) -> list[tuple[str, list[Task]]]:
+    """The tasks of each scenario, scenarios by name."""
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(task.scenario, []).append(task)
+    return sorted(groups.items())
+
+
+def stratified(scenarios: Sequence[tuple[str, list[Task]]], number: int, seed: int) -> Task:
     """The ``number``-th task where scenarios take turns."""
-    scenarios = sorted({task.scenario for task in tasks})
     turn, which = divmod(number, len(scenarios))
-    mine = [task for task in tasks if task.scenario == scenarios[which]]
-    return mine[epoch_index(len(mine), turn, seed_of(seed, scenarios[which]))]
+    scenario, tasks = scenarios[which]
+    return tasks[epoch_index(len(tasks), turn, seed_of(seed, scenario))]
 
 
 def mixed(mix: DemonstrationMix, n: int, seed: int) -> list[str]:

@@ -22,13 +22,14 @@ from services.common.config.paths import trial_dir
 from services.common.wire.calls import Row, decode_call, rows_of
 from services.common.wire.rollouts import Kind, RolloutRequest
 from services.common.wire.store import AckBatchBody, Batch, Group, LeaseBatchBody
-from services.trainer.batches import decode
+from services.trainer.batches import Origin, decode
 from services.trainer.checks import ExperimentFailed
 from services.trainer.engine import ComputeThread, Engine
 from services.trainer.files import write_atomic
 from services.trainer.phases import Phase
 from services.trainer.recorder import Recorder
 from services.trainer.sampler import epoch_index, seed_of
+from services.trainer.sources import admit_sources
 from services.trainer.state import Checkpoints, Report, State, engine_checkpoint
 from services.trainer.store_client import StoreClient
 from services.trainer.thinning import shared_prefix, thinning_of
@@ -96,11 +97,13 @@ class DemonstrationFiles:
         return self._folder / f"{batch.batch_id}.msgpack"
 
 
-async def collect(config: ExperimentConfig, store: StoreClient, requests: Sequence[RolloutRequest], progress: Progress) -> Demonstrations:
+async def collect(
+    config: ExperimentConfig, store: StoreClient, requests: Sequence[RolloutRequest], state: State, progress: Progress
+) -> Demonstrations:
     """Asks for all demonstrations and returns those that can be trained on, once all are in.
 
     Requests that a killed Redis forgot are made again.
-    Raises `ExperimentFailed` where none can.
+    Raises `ExperimentFailed` where none can, or where they are from another source than the run's (`admit_sources`).
     """
     files = DemonstrationFiles(config)
     await store.enqueue(list(requests))
@@ -121,7 +124,7 @@ async def collect(config: ExperimentConfig, store: StoreClient, requests: Sequen
             await progress(len(groups), len(requests))
         elif not any(await store.groups(Kind.DEMO)) and not await store.enqueue(list(requests)):
             break
-    return await asyncio.to_thread(usable, groups, requests)
+    return await asyncio.to_thread(usable, groups, requests, state)
 
 
 def demonstration_ack(batch: Batch) -> AckBatchBody:
@@ -135,16 +138,20 @@ def demonstration_ack(batch: Batch) -> AckBatchBody:
     )
 
 
-def usable(groups: dict[str, Group], requests: Sequence[RolloutRequest]) -> Demonstrations:
+def usable(groups: dict[str, Group], requests: Sequence[RolloutRequest], state: State) -> Demonstrations:
     """The demonstrations without a problem, by group id. Raises `ExperimentFailed` where there is none."""
     calls: list[list[bytes]] = []
+    origins: list[Origin | None] = []
     problems: Counter[str] = Counter()
     for request in requests:
         group = groups.get(request.group_id)
-        problem = "missing" if group is None else decode(group).members[0].problem
+        member = decode(group).members[0] if group else None
+        problem = member.problem if member else "missing"
         problems[problem] += 1
-        if group is not None and not problem:
+        if group and member and not problem:
             calls.append(group.episodes[0].calls)
+            origins.append(member.origin)
+    admit_sources(state, origins, "demonstrations")
     if not calls:
         raise ExperimentFailed(f"sft: none of the {len(requests)} demonstrations can be trained on: {dict(problems)}")
     if len(calls) < len(requests):

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import msgspec
 
+from services.common.passk import Estimate
 from services.common.wire.store import AckBatchBody
 from services.trainer.engine import Engine, read_engine_state, write_engine_state
 from services.trainer.files import write_atomic, write_folder
 from services.trainer.phases import Phase
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 ENGINE_FILE = "engine.pt"
 
 
@@ -40,20 +41,36 @@ class Report(msgspec.Struct, kw_only=True):
     at: float = 0.0
 
 
+class Score(msgspec.Struct, kw_only=True):
+    """The figures of an evaluation pass, of one dataset or of all."""
+
+    reward: Estimate
+    """Mean over tasks of the mean reward of the task's sampled episodes."""
+    greedy: Estimate | None
+    pass_hat: dict[str, Estimate]
+    """k -> pass^k of the sampled episodes."""
+    floor: float | None
+    """Mean reward of an agent that does nothing; None where it is not known."""
+    n_tasks: int
+    left_out: int
+    """Tasks without any reward. They are in none of the means."""
+    n_episodes: int
+    """Sampled episodes with a reward."""
+    failed: dict[str, int]
+    """Who failed -> sampled episodes without a reward. They are in none of the means."""
+    truncated: dict[str, int]
+    """What cut them short -> sampled episodes. They are in the means, with the reward that tau2 gives them."""
+
+
 class Evaluation(msgspec.Struct, kw_only=True):
     """The outcome of one evaluation pass."""
 
     version: int
-    reward: float
-    """Mean over tasks of the mean reward of the task's sampled episodes."""
-    greedy: float | None
-    pass_hat: dict[str, float]
-    """k -> pass^k."""
-    n_tasks: int
-    n_episodes: int
-    failed: dict[str, int]
-    """Who failed -> episodes without a reward. They are in none of the means."""
-    per_task: dict[str, float]
+    total: Score
+    """Over all datasets, each with its share."""
+    datasets: dict[str, Score]
+    per_task: dict[str, dict[str, float]]
+    """Dataset -> task -> mean reward of its sampled episodes."""
     wall_s: float
 
 
@@ -70,6 +87,10 @@ class State(msgspec.Struct, kw_only=True):
     engine: str = ""
     """Name of the engine checkpoint; empty where the phase starts from a model folder."""
     acks: list[PendingAck] = []
+    sources: dict[str, str] = {}
+    """Domain -> the source (back end and version) of its episodes; see services/trainer/sources.py."""
+    datasets: dict[str, str] = {}
+    """Dataset -> digest of the tasks that the run began with."""
     settled: dict[str, str] = {}
     """Episodes used ("") or dropped (reason) whose batch the store took back before the ack: acked, not trained, when they come again."""
     report: Report | None = None

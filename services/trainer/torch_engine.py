@@ -20,6 +20,7 @@ from torch import Tensor
 from services.common.config.experiment import ActorConfig, OptimizerConfig
 from services.common.nn.qwen3 import load_model, save_weights
 from services.common.wire.calls import Row
+from services.trainer.adamw import AdamW
 from services.trainer.loss import loss_stats, ppo_loss
 from services.trainer.packing import Tree, build_tree, split_by_size, unpacked_tokens
 from services.trainer.thinning import Thinning
@@ -54,13 +55,7 @@ class TorchEngine:
         self._config = optimizer
         self._total_steps = total_steps
         self.steps_done = 0
-        self._adam = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=optimizer.lr,
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-        )
+        self._adam = AdamW(self.model.parameters(), optimizer)
 
     def logp(self, rows: Sequence[Row], temperature: float = 1.0) -> list[Float32]:
         """Log-probability of each generated token under the current weights, one array [n_output] a row."""
@@ -141,13 +136,11 @@ class TorchEngine:
 
     def _step(self, prefix: str) -> dict[str, float]:
         lr = self._config.lr * schedule(self.steps_done, self._total_steps, self._config)
-        for group in self._adam.param_groups:
-            group["lr"] = lr
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.gradient_clipping).item()
         successful = math.isfinite(norm)
         if successful:
-            self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+            self._adam.step(lr)
+        self._adam.zero_grad()
         self.steps_done += 1
         return {f"{prefix}/grad_norm": norm, f"{prefix}/lr": lr, f"{prefix}/update_successful": float(successful)}
 

@@ -1,113 +1,116 @@
-"""Owns the user behind an OpenAI-compatible server: upstream tau2's prompt, roles flipped, a deadline per turn, a resample on a fault.
+"""Owns one turn of a user that a model plays: the deadline, the retries within it, and the one resample where the turn has a fault.
 
-The user's own tool calls and their results stay in its history. Refuses to raise: a server that does not answer is a labelled turn.
+Back ends are behind `Backend`. Refuses to raise: a model that does not answer in time is a labelled turn, not an exception.
 """
 
 import asyncio
-import json
-import os
-import re
-from collections.abc import Sequence
-from typing import Any, cast
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from services.common.errors import RemoteError
-from services.common.http import ServiceClient
-from services.common.wire.users import Fault, UserSideMessage, UserToolCall, UserTurnBody, UserTurnReply
-from services.user_simulator.protocol import fault_of, stop_kind
+from services.common.wire.users import Fault, UserTurnBody, UserTurnReply
+from services.user_simulator.completion import BackendFailed, Said, read_completion
+from services.user_simulator.faults import Turn, judge
+from services.user_simulator.prompt import prompt
+from services.user_simulator.protocol import stop_kind
+from services.user_simulator.tally import Tally
 
 Json = dict[str, Any]
 
-API_KEY_ENV = "FRONTDESK_USER_LLM_API_KEY"
-ATTEMPTS = 2
-_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+UNUSABLE = frozenset({Fault.EMPTY, Fault.BACKEND_ERROR})
+"""Turns that a conversation cannot go on with."""
 
 
-class BadArguments(ValueError):
-    """A tool call's arguments are no JSON object."""
+class Backend(Protocol):
+    """A model behind some API."""
+
+    async def complete(self, request: Json) -> Any:
+        """The chat completion for ``request`` (OpenAI's fields without ``model``), as plain JSON. Raises `BackendFailed`."""
+        ...
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds."""
+
+    turn_s: float
+    """A turn, with everything that is tried for it."""
+    call_s: float
+    """One request."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelUser:
-    """Plays users with one model. ``base_url`` ends where ``/chat/completions`` begins, as OpenAI SDKs have it."""
+    """Plays users with one model. ``arguments`` go into each request as they are."""
 
-    def __init__(self, base_url: str, model: str, arguments: Json, *, turn_timeout_s: float) -> None:
-        headers = {"Authorization": f"Bearer {os.environ.get(API_KEY_ENV, 'none')}"}
-        self._client = ServiceClient("user model", base_url, timeout_s=turn_timeout_s, retry_s=turn_timeout_s, headers=headers)
-        # litellm's provider prefix, which the configs of AReaL's examples carry, is no part of the model's name on its server.
-        self._model = model.removeprefix("openai/")
-        self._arguments = arguments
-        self._turn_timeout_s = turn_timeout_s
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.close()
+    backend: Backend
+    arguments: Json
+    limits: Limits
+    resample_temperature: float = 0.7
+    persona_guidelines: str = ""
+    tally: Tally = field(default_factory=Tally)
 
     async def turn(self, body: UserTurnBody) -> UserTurnReply:
-        """The user's next turn, sampled anew once where the first one has a fault."""
-        reply = UserTurnReply(fault=Fault.BACKEND_ERROR, detail=f"no answer within {self._turn_timeout_s:g} s")
-        try:
-            async with asyncio.timeout(self._turn_timeout_s):
-                for attempt in range(1, ATTEMPTS + 1):
-                    reply = await self._sample(body, attempt)
-                    if reply.fault is Fault.OK:
-                        break
-        except TimeoutError:
-            pass  # the first attempt's turn, faulty as it is, or the backend error above
-        except RemoteError as error:
-            reply = UserTurnReply(fault=Fault.BACKEND_ERROR, detail=str(error)[:500])
-        return reply
+        """The user's next turn. One with a fault is sampled anew once; the better of the two is the turn."""
+        give_up_at = time.monotonic() + self.limits.turn_s
+        first = await self._sample(body, 1, give_up_at)
+        self.tally.first_samples[first.fault] += 1
+        if first.fault in (Fault.OK, Fault.BACKEND_ERROR):
+            return first
+        self.tally.resampled += 1
+        second = await self._sample(body, 2, give_up_at)
+        if second.fault is Fault.OK or (first.fault in UNUSABLE and second.fault is not Fault.BACKEND_ERROR):
+            return second
+        return first.model_copy(update={"attempts": 2})
 
-    async def _sample(self, body: UserTurnBody, attempt: int) -> UserTurnReply:
-        request: Json = {"model": self._model, "messages": prompt(body), "seed": (body.seed + attempt - 1) % 2**31, **self._arguments}
+    async def _sample(self, body: UserTurnBody, attempt: int, give_up_at: float) -> UserTurnReply:
+        try:
+            said = await self._asked(self._request(body, attempt), give_up_at)
+        except BackendFailed as error:
+            return UserTurnReply(fault=Fault.BACKEND_ERROR, detail=str(error)[:500], attempts=attempt)
+        return labelled(said, body, attempt)
+
+    def _request(self, body: UserTurnBody, attempt: int) -> Json:
+        seed = (body.seed + attempt - 1) % 2**31
+        request: Json = {"messages": prompt(body, self.persona_guidelines), "seed": seed, **self.arguments}
+        if attempt > 1:
+            request["seed"] = seed
+            request["temperature"] = max(float(request.get("temperature", 1.0)), self.resample_temperature)
         if body.tools:
             request |= {"tools": body.tools, "tool_choice": "auto"}
-        answer: Any = await self._client.post("/chat/completions", request)
-        return read_turn(answer, body, attempt)
+        return request
+
+    async def _asked(self, request: Json, give_up_at: float) -> Said:
+        """Asks until there is an answer or no time for one. Raises `BackendFailed` with the last reason."""
+        pause = FIRST_PAUSE_S
+        while True:
+            left = give_up_at - time.monotonic()
+            try:
+                return await self._asked_once(request, min(left, self.limits.call_s))
+            except BackendFailed as error:
+                wait = pause * random.uniform(0.5, 1.5)
+                if not error.retryable or time.monotonic() + wait >= give_up_at:
+                    raise
+            self.tally.retries += 1
+            await asyncio.sleep(wait)
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    async def _asked_once(self, request: Json, limit_s: float) -> Said:
+        try:
+            async with asyncio.timeout(limit_s):
+                return read_completion(await self.backend.complete(request))
+        except TimeoutError:
+            raise BackendFailed(f"no answer within {max(limit_s, 0):.3g} s", retryable=True) from None
 
 
-def prompt(body: UserTurnBody) -> list[Json]:
-    """The chat for the model: upstream's system prompt, then the user's view with the roles swapped."""
-    system = f"{body.guidelines}\n\n<scenario>\n{body.scenario.text}\n</scenario>"
-    return [{"role": "system", "content": system}, *(_flipped(message) for message in body.messages)]
-
-
-def _flipped(message: UserSideMessage) -> Json:
-    if message.role == "tool":
-        return {"role": "tool", "content": message.content, "tool_call_id": message.tool_call_id}
-    if message.role == "assistant":
-        return {"role": "user", "content": message.content}
-    flipped: Json = {"role": "assistant", "content": message.content or ""}
-    if message.tool_calls:
-        flipped["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments)}}
-            for call in message.tool_calls
-        ]
-    return flipped
-
-
-def read_turn(answer: Any, body: UserTurnBody, attempt: int) -> UserTurnReply:
-    """A chat completion as a labelled turn; thinking is cut off, because the agent must not read it."""
-    try:
-        message: Json = answer["choices"][0]["message"]
-    except (KeyError, IndexError, TypeError):
-        return UserTurnReply(fault=Fault.BACKEND_ERROR, detail="the answer is no chat completion", attempts=attempt)
-    raw = message.get("content")
-    content = _THINKING.sub("", raw).strip() if isinstance(raw, str) else None
-    try:
-        calls = [_read_call(call) for call in cast("Sequence[Json]", message.get("tool_calls") or ())]
-    except BadArguments as error:
-        return UserTurnReply(fault=Fault.OUT_OF_PROTOCOL, detail=str(error), attempts=attempt)
+def labelled(said: Said, body: UserTurnBody, attempt: int) -> UserTurnReply:
+    """What the model said as a turn with its label."""
     names = frozenset(str(tool["function"]["name"]) for tool in body.tools)
-    fault, detail = fault_of(content, calls, body.messages, names)
-    stop = None if calls else stop_kind(content)
-    return UserTurnReply(content=content or None, tool_calls=calls, stop=stop, fault=fault, detail=detail, attempts=attempt)
-
-
-def _read_call(raw: Json) -> UserToolCall:
-    function: Json = raw.get("function") or {}
-    try:
-        arguments: Any = json.loads(function.get("arguments") or "{}")
-    except json.JSONDecodeError as error:
-        raise BadArguments(f"arguments of {function.get('name')} are not valid JSON: {error}") from error
-    if not isinstance(arguments, dict):
-        raise BadArguments(f"arguments of {function.get('name')} are not a JSON object")
-    return UserToolCall(id=str(raw.get("id")), name=str(function.get("name")), arguments=cast("Json", arguments))
+    fault, detail = judge(Turn(said.content, said.calls, body.messages, names, body.scenario.text, body.guidelines))
+    if said.broken is not None:
+        fault, detail = Fault.OUT_OF_PROTOCOL, said.broken
+    # A message with calls goes to the environment whatever its text says, so it does not end the conversation.
+    stop = None if said.calls else stop_kind(said.content)
+    return UserTurnReply(content=said.content, tool_calls=list(said.calls), stop=stop, fault=fault, detail=detail, attempts=attempt)

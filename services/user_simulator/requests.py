@@ -1,13 +1,16 @@
-"""Owns understanding what the agent asks for in plain text: which of the user's tools, who the user is, a confirmation, a goodbye.
+"""Owns understanding what the agent asks for in plain text: which of the user's tools, who the user is, a choice, permission, a goodbye.
 
 Named tools win over described ones. Refuses to guess beyond its phrase list: anything else is `Unclear`.
 """
 
-import ast
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from services.user_simulator.calls import written_calls
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +18,26 @@ class RunTool:
     """The agent wants a tool run."""
 
     name: str
-    arguments: dict[str, Any]
+    arguments: Json
 
 
 @dataclass(frozen=True, slots=True)
-class Introduce:
-    """The agent asks who the user is."""
+class RunTools:
+    """The agent wants tools run, in this order."""
+
+    calls: tuple[RunTool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Identify:
+    """The agent asks who the user is. ``slots`` are keys of `SLOTS`, empty where it does not say what it wants to know."""
+
+    slots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """The agent asks what the user wants: a question with more answers than yes and no."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +60,10 @@ class Unclear:
     """None of the above."""
 
 
-Request = RunTool | Introduce | Confirm | Goodbye | Transferred | Unclear
+Request = RunTools | Identify | Decide | Confirm | Goodbye | Transferred | Unclear
 
 MESSAGING = {"app_name": "messaging"}
-DESCRIBED: tuple[tuple[str, str, dict[str, Any]], ...] = (
+DESCRIBED: tuple[tuple[str, str, Json], ...] = (
     (r"status bar", "check_status_bar", {}),
     (r"speed test", "run_speed_test", {}),
     (
@@ -82,54 +99,75 @@ DESCRIBED: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 """(phrase, tool, arguments), the more specific first."""
 
-_TRANSFER = re.compile(r"transferred to a human|transferring you", re.IGNORECASE)
-_IDENTITY = re.compile(r"\b(your|the)\b[^.?!]*\b(name|phone number|number on|account)\b|who am i speaking", re.IGNORECASE)
+SLOTS: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
+    name: (re.compile(asked, re.IGNORECASE), re.compile(told, re.IGNORECASE))
+    for name, asked, told in (
+        ("user id", r"user ?id|username|customer id", r"user[ _]?id|\b[a-z]+_[a-z]+_\d{3,}\b"),
+        (
+            "name",
+            r"\b(?:your|full|last|first) (?:full |first |last )?names?\b|who am i speaking",
+            r"\b(?:named?|called)\b|^i(?: am|'m) (?-i:[A-Z])",
+        ),
+        ("email", r"e-?mail", r"e-?mail|\S@\S"),
+        ("phone", r"phone number|number on (?:file|the account)|telephone", r"phone|\d{3}-\d{3}-\d{4}"),
+        ("birth", r"date of birth|birth ?(?:day|date)|\bdob\b", r"birth|\bdob\b"),
+        ("zip", r"zip|postal code", r"zip|\b\d{5}\b"),
+        ("address", r"\baddress\b(?<!email address)", r"address|\blive in\b"),
+        ("reservation", r"reservation (?:id|number|code)|confirmation (?:number|code)|booking", r"reservation|confirmation"),
+        ("order", r"order (?:id|number|#)", r"order|#W\d+"),
+        ("income", r"income", r"income|earns?"),
+        ("subscription", r"rho-?bank ?\+|subscription", r"subscription"),
+    )
+}
+"""What identifies a user -> (how it is asked for, how it is known by)."""
+
+_TRANSFER = re.compile(r"(?:are being|will be|been) transferred to|transferring you", re.IGNORECASE)
+_IDENTITY = re.compile(
+    r"\b(?:your|the)\b[^.?!]*\b(?:name|phone number|number on|account number|user id|e-?mail|zip|date of birth|identity|details)\b"
+    r"|who am i speaking",
+    re.IGNORECASE,
+)
+_ASKS = re.compile(r"\?|\b(?:please|could you|can you|may i|i(?:'ll| will)? need|provide|tell me|share|give me|verify)\b", re.IGNORECASE)
+_OPEN_QUESTION = re.compile(r"\b(?:what|which|when|where|who|whose|why|how)\b[^.!?]*\?|\bor\b(?! no\b| not\b)[^.!?]*\?", re.IGNORECASE)
 _PERMISSION = re.compile(
-    r"\b(shall|may|can|could|should) (i|we)\b|would you like|do you (want|agree|confirm)|please confirm|go ahead", re.IGNORECASE
+    r"\b(?:shall|may|can|could|should) (?:i|we)\b|would you like|do you (?:want|agree|confirm|accept)|please confirm|go ahead|proceed"
+    r"|\(yes/no\)|yes or no|is (?:that|this) (?:correct|right|ok|okay|fine)",
+    re.IGNORECASE,
 )
-_GOODBYE = re.compile(
-    r"goodbye|good-bye|have a (great|good|nice)|(is|has been|are|should be) (now )?(resolved|fixed)|anything else", re.IGNORECASE
-)
+_FAREWELL = re.compile(r"goodbye|good-bye|have a (?:great|good|nice|wonderful)", re.IGNORECASE)
+_FINISHED = re.compile(r"(?:is|has been|are|should be) (?:now )?(?:resolved|fixed)|anything else", re.IGNORECASE)
 
 
-def understand(text: str, tools: Collection[str]) -> Request:
-    """What the agent's text asks for."""
-    if _TRANSFER.search(text):
+def understand(text: str, tools: Mapping[str, Json]) -> Request:
+    """What the agent's text asks for. ``tools``: name -> JSON schema of the parameters."""
+    calls = written_calls(text, tools)
+    if calls:
+        return RunTools(tuple(RunTool(name, arguments) for name, arguments in calls))
+    if _transferred(text):
         return Transferred()
-    request = _named(text, tools) or _described(text, tools)
-    if request is not None:
-        return request
-    if _GOODBYE.search(text):
+    # Before what is described: a closing summary tells what was switched and reset on the phone.
+    if _FAREWELL.search(text):
         return Goodbye()
-    if _IDENTITY.search(text):
-        return Introduce()
-    return Confirm() if _PERMISSION.search(text) else Unclear()
+    if request := _described(text, tools):
+        return RunTools((request,))
+    return Goodbye() if _FINISHED.search(text) else _question(text)
 
 
-def _named(text: str, tools: Collection[str]) -> RunTool | None:
-    """The first tool that the text names, such as ``toggle_data()`` or ``grant_app_permission(app_name='messaging', permission='sms')``."""
-    for match in re.finditer(r"\b([a-z][a-z0-9_]*)\b(?:\s*\(([^()]*)\))?", text):
-        if match[1] in tools:
-            return RunTool(match[1], _arguments(match[2] or ""))
-    return None
+def _transferred(text: str) -> bool:
+    return any(_TRANSFER.search(part) for part in re.findall(r"[^.!?\n]+[.!?]?", text) if not part.endswith("?"))
 
 
-def _arguments(text: str) -> dict[str, Any]:
-    """Literal keyword arguments; what is not literal is left out."""
-    try:
-        call = ast.parse(f"f({text})", mode="eval").body
-    except SyntaxError:
-        return {}
-    arguments: dict[str, Any] = {}
-    for keyword in call.keywords if isinstance(call, ast.Call) else ():
-        try:
-            arguments[str(keyword.arg)] = ast.literal_eval(keyword.value)
-        except ValueError:
-            continue
-    return arguments
+def _question(text: str) -> Request:
+    slots = tuple(name for name, (asked, _) in SLOTS.items() if asked.search(text)) if _ASKS.search(text) else ()
+    permission = bool(_PERMISSION.search(text))
+    if (slots and not permission) or (_IDENTITY.search(text) and _ASKS.search(text)):
+        return Identify(slots)
+    if _OPEN_QUESTION.search(text.replace("(yes/no)", "").replace("yes or no", "")):
+        return Decide()
+    return Confirm() if permission else Unclear()
 
 
-def _described(text: str, tools: Collection[str]) -> RunTool | None:
+def _described(text: str, tools: Mapping[str, Json]) -> RunTool | None:
     lowered = text.lower()
     for phrase, name, arguments in DESCRIBED:
         if name in tools and re.search(phrase, lowered):

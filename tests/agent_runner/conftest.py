@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from runner_fakes import FakeProxy, FakeStore, LiveApp, says
+from runner_stack import Stack, running_stack
 
 from services.agent_runner.domains import DomainBackend, TaskSpec, open_backend
 from services.common.config import ExperimentConfig
@@ -19,7 +20,12 @@ def _no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def telecom() -> DomainBackend:
-    return open_backend("telecom")
+    return open_backend("telecom", "inspect_evals")
+
+
+@pytest.fixture(scope="session")
+def mock() -> DomainBackend:
+    return open_backend("mock", "inspect_evals")
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +73,12 @@ def user_simulator() -> Iterator[str]:
     one = LiveApp(create_user_simulator(ExperimentConfig())).start()
     yield one.url
     one.stop()
+
+
+@pytest.fixture
+def stack(
+    live: Callable[[FakeProxy | FakeStore], LiveApp], store: FakeStore, proxy: FakeProxy, user_simulator: str, small: list[TaskSpec]
+) -> Iterator[Stack]:
+    """The runner's whole app on a port, between fakes."""
+    with running_stack(store, live(store).url, proxy, live(proxy).url, user_simulator) as one:
+        yield one

@@ -1,6 +1,7 @@
 """Real ASGI apps on real ports that speak the store's and the proxy's protocol, for tests of the agent runner."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -69,7 +70,9 @@ class FakeProxy:
         self.calls: dict[str, list[Json]] = defaultdict(list)
         self.call_ids: list[str] = []
         self.demonstrations: dict[str, list[Json]] = defaultdict(list)
+        self.opened: set[str] = set()
         self.sealed: set[str] = set()
+        self.seal_status = 200
         self.answers: dict[str, Json] = {}
         self.app = FastAPI()
         self.app.add_api_route("/healthz", lambda: {"status": "ok"})
@@ -80,6 +83,7 @@ class FakeProxy:
 
     async def open(self, request: Request) -> Json:
         sid = (await request.json())["session_id"]
+        self.opened.add(sid)
         return {"session_id": sid, "api_key": f"key-{sid}", "base_url": f"/v1/sessions/{sid}/v1"}
 
     async def complete(self, sid: str, request: Request, idempotency_key: str = Header(), authorization: str = Header()) -> Response:
@@ -99,9 +103,11 @@ class FakeProxy:
         self.demonstrations[sid].append(await request.json())
         return {"call_id": f"{sid}-{len(self.demonstrations[sid])}"}
 
-    async def seal(self, sid: str) -> Json:
+    async def seal(self, sid: str) -> Response:
+        if sid not in self.opened:
+            return JSONResponse({"code": "session_unknown", "detail": f"no session {sid}"}, 404)
         self.sealed.add(sid)
-        return {}
+        return JSONResponse({}, self.seal_status)
 
 
 def openai_error(status: int, code: str) -> Response:
@@ -126,6 +132,7 @@ class FakeStore:
         self.app.add_api_route("/v1/rollouts/release", self.release, methods=["POST"], status_code=204)
         self.app.add_api_route("/v1/trajectories/{episode_id}", self.put, methods=["PUT"])
         self.app.add_api_route("/v1/trajectories/{episode_id}", self.get, methods=["GET"])
+        self.app.add_api_route("/v1/trajectories", self.page, methods=["GET"])
 
     async def lease(self, request: Request) -> Json:
         body = await request.json()
@@ -159,8 +166,55 @@ class FakeStore:
             return JSONResponse({"code": "not_found", "detail": "unknown episode"}, 404)
         return JSONResponse(self.trajectories[episode_id])
 
+    async def page(self, after: int, limit: int, kind: str) -> Json:
+        everything = list(self.trajectories.values())
+        page = [one | {"messages": []} for one in everything[after : after + limit] if one["kind"] == kind]
+        return {"items": page, "next": min(after + limit, len(everything))}
 
-def config_for(*, store: str = "", proxy: str = "", users: str = "", **runner: float) -> ExperimentConfig:
+
+class FakeJudge:
+    """An OpenAI-compatible server that answers what ``answers`` yields next, the last one again and again."""
+
+    def __init__(self, *answers: "str | Response") -> None:
+        self.answers = list(answers)
+        self.bodies: list[Json] = []
+        self.app = FastAPI()
+        self.app.add_api_route("/v1/chat/completions", self.complete, methods=["POST"])
+
+    async def complete(self, request: Request) -> Response:
+        self.bodies.append(await request.json())
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Response):
+            return answer
+        message = {"role": "assistant", "content": answer}
+        return JSONResponse({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+
+def verdicts(*met: object) -> str:
+    """A judge's answer."""
+    return json.dumps({"results": [{"expectedOutcome": "?", "reasoning": "seen", "metExpectation": one} for one in met]})
+
+
+class FakeUsers:
+    """user_simulator's one route with a user given as a function of the messages that it sees."""
+
+    def __init__(self, reply: Callable[[list[Json]], "Json | Response"]) -> None:
+        self.reply = reply
+        self.delay_s = 0.0
+        self.bodies: list[Json] = []
+        self.app = FastAPI()
+        self.app.add_api_route("/v1/turns", self.turn, methods=["POST"])
+
+    async def turn(self, request: Request) -> Response:
+        self.bodies.append(await request.json())
+        await asyncio.sleep(self.delay_s)
+        answer = self.reply(self.bodies[-1]["messages"])
+        return answer if isinstance(answer, Response) else JSONResponse(answer)
+
+
+def config_for(
+    *, store: str = "", proxy: str = "", users: str = "", econfig: Json | None = None, rollout: Json | None = None, **runner: float
+) -> ExperimentConfig:
     """A config whose services lie at the given addresses."""
     services = {
         "trajectory_store": {"url": store or None},
@@ -168,18 +222,20 @@ def config_for(*, store: str = "", proxy: str = "", users: str = "", **runner: f
         "user_simulator": {"url": users or None, "turn_timeout_s": 5},
         "agent_runner": {"call_timeout_s": 10, "lease_ttl_s": 0.3, **runner},
     }
-    return ExperimentConfig.model_validate({"services": services, "econfig": {"solo_mode": True}})
+    env = {"solo_mode": True, "backend": "inspect_evals"} | (econfig or {})
+    return ExperimentConfig.model_validate({"services": services, "econfig": env, "rollout": rollout or {}})
 
 
 def rollout(
     task: TaskSpec, *, episode_id: str = "e1", solo: bool = True, quality: str | None = None, seed: int = 0, max_steps: int = 200
 ) -> RolloutRequest:
-    """A request to play one task of `full`."""
+    """A request to play one task of telecom's `full`, or of another domain's first split."""
+    split = "full" if task.domain == "telecom" else "base"
     return RolloutRequest(
         episode_id=episode_id,
         group_id="g1",
         kind=Kind.DEMO if quality else Kind.TRAIN,
-        task=TaskRef(domain="telecom", split="full", task_id=task.task_id, solo_mode=solo),
+        task=TaskRef(domain=task.domain, split=split, task_id=task.task_id, solo_mode=solo),
         sampling=Sampling(seed=5),
         seed=seed,
         max_steps=max_steps,

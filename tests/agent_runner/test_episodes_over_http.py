@@ -3,39 +3,17 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from runner_fakes import FakeProxy, LiveApp, config_for, free_port, openai_error, rollout, says, tool_call, until
+from episode_parts import owner, player, scripted
+from runner_fakes import FakeProxy, LiveApp, openai_error, rollout, says, tool_call, until
 
-from services.agent_runner.demonstrator import Demonstrator
 from services.agent_runner.domains import DomainBackend, TaskSpec
-from services.agent_runner.episode import EpisodePlayer
-from services.agent_runner.proxy import ProxyClient
-from services.common.http import ServiceClient
-from services.common.wire.rollouts import Owner, Status, Trajectory
+from services.common.wire.rollouts import Owner, Status
 
 Live = Callable[[object], LiveApp]
-
-
-@asynccontextmanager
-async def player(proxy_url: str, users_url: str = "", retry_s: float = 2.0, **runner: float) -> AsyncIterator[EpisodePlayer]:
-    config = config_for(proxy=proxy_url, users=users_url, **runner)
-    async with ServiceClient("policy_proxy", proxy_url, retry_s=retry_s) as proxy, ServiceClient("user_simulator", users_url) as users:
-        yield EpisodePlayer(config, ProxyClient(proxy, call_timeout_s=config.services.agent_runner.call_timeout_s), users)
-
-
-def scripted(tasks: dict[str, TaskSpec], *, solo: bool) -> Callable[[str, Any], Any]:
-    """A policy that plays the complete demonstration of each session's task."""
-    playing: dict[str, Demonstrator] = {}
-
-    def policy(sid: str, _body: Any) -> Any:
-        demonstrator = playing.setdefault(sid, Demonstrator(tasks[sid], "complete", 0, solo=solo))
-        return demonstrator.next_message(None)
-
-    return policy
 
 
 async def test_small_solo_is_solved_twenty_times_out_of_twenty(live: Live, proxy: FakeProxy, small: list[TaskSpec]):
@@ -75,7 +53,7 @@ async def test_the_policy_is_called_as_an_openai_client_would(live: Live, proxy:
     assert proxy.call_ids == [f"e1.a1-{index}" for index in range(len(bodies))]
     assert bodies[0]["messages"][0]["role"] == "system"
     assert len(bodies[0]["messages"]) == 1
-    assert bodies[0]["tools"] == telecom.tool_schemas(solo=True)
+    assert bodies[0]["tools"] == telecom.tool_schemas(small[0], solo=True)
     assert (bodies[0]["model"], bodies[0]["max_tokens"], bodies[0]["temperature"]) == ("policy", 128, 1.0)
     assert len({body["seed"] for body in bodies}) == len(bodies)
     last = bodies[-1]["messages"]
@@ -138,25 +116,6 @@ async def test_limits_truncate_with_reward_zero(live: Live, proxy: FakeProxy, sm
     assert (context.termination_reason, context.n_turns) == ("context_window_exceeded", 2)
 
 
-def owner(trajectory: Trajectory) -> Owner | None:
-    assert trajectory.status is Status.FAILED
-    assert trajectory.reward is None
-    return trajectory.failure.who if trajectory.failure else None
-
-
-@pytest.mark.parametrize("answer", ["500", "409", "garbage"])
-async def test_what_the_proxy_breaks_is_infrastructure_and_never_a_zero(live: Live, proxy: FakeProxy, small: list[TaskSpec], answer: str):
-    from fastapi import Response
-
-    answers = {"500": openai_error(500, "internal_error"), "409": openai_error(409, "conflict"), "garbage": Response("<html>")}
-    proxy.policy = lambda _sid, body: answers[answer] if len(body["messages"]) > 2 else says(tool_call("check_vpn_status"))
-    async with player(live(proxy).url) as episodes:
-        finished = await episodes.play(rollout(small[0]))
-    assert owner(finished) is Owner.INFRA
-    assert "e1.a1" in proxy.sealed
-    assert len(finished.messages) == 2
-
-
 async def test_a_proxy_that_restarts_in_between_costs_nothing(live: Live, proxy: FakeProxy, small: list[TaskSpec]):
     running = live(proxy)
     proxy.policy = scripted({"e1.a1": small[0]}, solo=True)
@@ -173,18 +132,6 @@ async def test_a_proxy_that_restarts_in_between_costs_nothing(live: Live, proxy:
     assert sorted(proxy.answers) == [f"e1.a1-{index}" for index in range(finished.n_turns)]
 
 
-async def test_nobody_at_home_is_infrastructure(small: list[TaskSpec], live: Live, proxy: FakeProxy):
-    nobody = f"http://127.0.0.1:{free_port()}"
-    async with player(nobody, retry_s=0.1) as episodes:
-        no_proxy = await episodes.play(rollout(small[0]))
-    assert owner(no_proxy) is Owner.INFRA
-    assert no_proxy.session_id is None
-    config_s = {"episode_timeout_s": 0.6}
-    async with player(live(proxy).url, nobody, **config_s) as episodes:
-        no_user = await episodes.play(rollout(small[0], solo=False))
-    assert owner(no_user) in (Owner.INFRA, Owner.USER)
-
-
 async def test_names_that_do_not_exist_are_the_environments_failure(live: Live, proxy: FakeProxy, small: list[TaskSpec]):
     request = rollout(small[0])
     async with player(live(proxy).url) as episodes:
@@ -193,17 +140,6 @@ async def test_names_that_do_not_exist_are_the_environments_failure(live: Live, 
             assert owner(finished) is Owner.ENV
             assert finished.failure is not None
             assert why in finished.failure.why
-
-
-async def test_a_slow_policy_is_truncated_but_a_silent_one_has_failed(live: Live, proxy: FakeProxy, small: list[TaskSpec]):
-    proxy.policy = lambda _sid, _body: says(tool_call("check_vpn_status"))
-    proxy.delay_s = 0.1
-    async with player(live(proxy).url, episode_timeout_s=0.8) as episodes:
-        slow = await episodes.play(rollout(small[0], episode_id="slow"))
-        proxy.delay_s = 30
-        silent = await episodes.play(rollout(small[0], episode_id="silent"))
-    assert (slow.status, slow.reward, slow.termination_reason) == (Status.TRUNCATED, 0.0, "timeout")
-    assert owner(silent) is Owner.INFRA
 
 
 async def test_reasoning_and_tool_traffic_of_the_agent_never_reach_the_user(live: Live, proxy: FakeProxy, small: list[TaskSpec]):
@@ -237,20 +173,3 @@ async def test_reasoning_and_tool_traffic_of_the_agent_never_reach_the_user(live
     assert "How are you?" in turns[1]
     assert "the secret plan" in json.dumps(proxy.calls["e1.a1"][-1]["messages"])
     assert [message["fault"] for message in finished.messages if "fault" in message] == ["role_flip"]
-
-
-@pytest.mark.parametrize("fault", ["empty", "backend_error"])
-async def test_a_user_without_a_turn_is_the_users_failure(live: Live, proxy: FakeProxy, small: list[TaskSpec], fault: str):
-    from fastapi import FastAPI
-
-    app = FastAPI()
-    app.add_api_route("/v1/turns", lambda: {"fault": fault, "detail": "no words"}, methods=["POST"])
-    users = LiveApp(app).start()
-    try:
-        async with player(live(proxy).url, users.url) as episodes:
-            finished = await episodes.play(rollout(small[0], solo=False))
-    finally:
-        users.stop()
-    assert owner(finished) is Owner.USER
-    assert finished.failure is not None
-    assert finished.failure.why == f"{fault}: no words"

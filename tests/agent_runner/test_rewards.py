@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from services.agent_runner.domains import Action, DomainBackend, TaskSpec
-from services.agent_runner.evaluator import JudgeMissing, Outcome, ToolUse, evaluate, matches
+from services.agent_runner.evaluator import Outcome, References, ToolUse, basis_of, evaluate, judged, matches, needs_judge
+from services.agent_runner.messages import Message, ToolCall
+from services.common.wire.rollouts import Check
 
 TRANSFER = "transfer_to_human_agents"
 
@@ -39,14 +41,15 @@ def test_the_reference_actions_earn_everything(telecom: DomainBackend, split: st
         info = reward(telecom, task, *(ToolUse(action.name, action.arguments) for action in task.actions))
         assert info.reward == 1.0
         assert set(info.breakdown) == set(task.reward_basis)
-        assert all(check.passed for check in info.checks)
+        assert all(check.passed for check in info.checks if check.counts)
 
 
 def test_an_assertion_that_raises_is_a_failed_check(telecom: DomainBackend, small: list[TaskSpec]):
     bad = {"env_type": "user", "func_name": "assert_service_status", "arguments": {"expected_status": "nonsense"}, "assert_value": True}
     info = reward(telecom, task_with(small[0], env_assertions=[bad]))
-    assert (info.reward, info.checks[0].passed) == (0.0, False)
-    assert "raised" in info.checks[0].detail
+    (check,) = [check for check in info.checks if check.kind == "ENV_ASSERTION"]
+    assert (info.reward, check.passed, check.counts) == (0.0, False, True)
+    assert "raised" in check.detail
 
 
 @pytest.mark.parametrize(
@@ -84,9 +87,74 @@ def test_the_database_is_compared_with_the_unsynced_reference(telecom: DomainBac
     assert reward(telecom, paid, *(ToolUse(action.name, action.arguments) for action in paid.actions)).reward == 0.0
 
 
-def test_what_cannot_be_evaluated_is_an_error_and_no_zero(telecom: DomainBackend, small: list[TaskSpec]):
-    with pytest.raises(JudgeMissing, match="NL_ASSERTION"):
-        reward(telecom, task_with(small[0], nl_assertions=["was kind"], reward_basis=["NL_ASSERTION"]))
+def test_an_unknown_reward_type_is_an_error_and_no_zero(telecom: DomainBackend, small: list[TaskSpec]):
     with pytest.raises(ValueError, match="unknown reward type 'VIBES'"):
         reward(telecom, task_with(small[0], reward_basis=["VIBES"]))
+
+
+def test_a_task_without_criteria_is_always_right(telecom: DomainBackend, small: list[TaskSpec]):
     assert reward(telecom, TaskSpec("telecom", small[0].raw | {"evaluation_criteria": None})).reward == 1.0
+
+
+def test_what_is_not_in_the_basis_is_checked_but_does_not_count(telecom: DomainBackend, small: list[TaskSpec]):
+    info = reward(telecom, task_with(small[0], communicate_info=["42"], reward_basis=["COMMUNICATE"]), texts=("42",))
+    assert (info.reward, info.breakdown) == (1.0, {"COMMUNICATE": 1.0})
+    assert {check.kind for check in info.checks} == {"DB", "ENV_ASSERTION", "ACTION", "COMMUNICATE"}
+    assert {check.kind for check in info.checks if check.counts} == {"COMMUNICATE"}
+    assert not all(check.passed for check in info.checks)
+
+
+def test_only_a_judge_decides_statements_and_only_where_it_matters(telecom: DomainBackend, small: list[TaskSpec]):
+    task = task_with(small[0], nl_assertions=["was kind"], communicate_info=["42"], reward_basis=["COMMUNICATE", "NL_ASSERTION"])
+    open_question = reward(telecom, task, texts=("42",))
+    assert (open_question.pending, open_question.reward, open_question.breakdown) == (["NL_ASSERTION"], 1.0, {"COMMUNICATE": 1.0})
+    for kind in (True, False):
+        info = judged(open_question, [Check(name="nl_assertion", passed=kind, kind="NL_ASSERTION")])
+        assert (info.reward, info.breakdown["NL_ASSERTION"], info.pending) == (float(kind), float(kind), [])
+    moot = reward(telecom, task)
+    assert (moot.pending, moot.reward, moot.breakdown) == ([], 0.0, {"COMMUNICATE": 0.0})
+    assert "not asked" in moot.note
+    nothing_to_judge = reward(telecom, task_with(small[0], reward_basis=["NL_ASSERTION"]))
+    assert (nothing_to_judge.pending, nothing_to_judge.breakdown) == ([], {"NL_ASSERTION": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("domain", "basis", "variant", "expected"),
+    [
+        ("retail", ["DB", "NL_ASSERTION"], "db+judge", ("DB", "NL_ASSERTION")),
+        ("retail", ["DB", "NL_ASSERTION"], "db+communicate", ("DB", "COMMUNICATE")),
+        ("retail", ["DB", "NL_ASSERTION"], "db", ("DB",)),
+        ("retail", ["DB", "COMMUNICATE"], "db+judge", ("DB", "NL_ASSERTION")),
+        ("retail", None, "db", ("DB",)),
+        ("retail", ["DB"], "db+judge", ("DB",)),
+        ("airline", ["DB", "COMMUNICATE"], "db", ("DB", "COMMUNICATE")),
+    ],
+)
+def test_retails_variant_replaces_the_part_about_the_conversation(domain: str, basis: list[str] | None, variant: Any, expected: Any):
+    task = TaskSpec(domain, {"id": "x", "evaluation_criteria": {"actions": [], "reward_basis": basis, "nl_assertions": ["a"]}})
+    assert basis_of(task, variant) == expected
+    assert needs_judge(task, expected) is ("NL_ASSERTION" in expected)
+
+
+def test_each_reference_end_state_is_computed_once(telecom: DomainBackend, small: list[TaskSpec]):
+    references = References(remembered=3)
+    for task in [*small[:4], *small[1:4]]:
+        evaluate(telecom, task, Outcome(telecom.new_session(task, solo=True), [], []), references=references)
+    assert [digest for _, _, digest in references.known] == [task.digest for task in small[1:4]]
+    known = references.known[telecom.source, "telecom", small[1].digest]
+    assert references.of(telecom, small[1]) is known
+
+
+def test_an_outcome_counts_the_calls_of_both_sides_and_what_the_agent_said(telecom: DomainBackend, small: list[TaskSpec]):
+    session = telecom.new_session(small[0], solo=False)
+    messages = [
+        Message("assistant", "Hi"),
+        Message("user", None, (ToolCall("u", "check", {"a": 1}),)),
+        Message("tool", "x", requestor="user", tool_call_id="u"),
+        Message("assistant", "beside a call", (ToolCall("c", "look", {}),)),
+        Message("assistant", "  "),
+    ]
+    outcome = Outcome.of(session, messages)
+    assert list(outcome.tool_uses) == [ToolUse("check", {"a": 1}), ToolUse("look", {})]
+    assert list(outcome.agent_texts) == ["Hi", "beside a call"]
+    assert outcome.end_state == session.fingerprint()

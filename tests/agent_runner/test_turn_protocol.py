@@ -184,10 +184,24 @@ def test_arguments_that_are_no_json_object_are_malformed(arguments: object):
         read_agent_message(message_with(arguments))
 
 
-@pytest.mark.parametrize("content", [None, "", "  \n", "<think>only thoughts</think>", "<think>cut off"])
+@pytest.mark.parametrize("content", [None, "", "  \n", "<think>only thoughts</think>", "<think>cut off", "never opened</think>"])
 def test_a_message_without_text_and_calls_is_malformed(content: str | None):
     with pytest.raises(Malformed, match="empty message"):
         read_agent_message({"role": "assistant", "content": content})
+
+
+@pytest.mark.parametrize(
+    ("content", "aloud"),
+    [
+        ("<think>a</think>\n\nhello", "hello"),
+        ("hello <think>a</think>there", "hello there"),
+        ("a</think>\nhello", "hello"),
+        ("hello", "hello"),
+        (" I think> so ", "I think> so"),
+    ],
+)
+def test_reasoning_is_cut_out_of_what_is_said(content: str, aloud: str):
+    assert read_agent_message({"role": "assistant", "content": content}).content == aloud
 
 
 def test_reasoning_stays_in_the_agents_own_history():

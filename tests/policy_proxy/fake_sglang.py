@@ -53,6 +53,8 @@ class FakeSglang:
     updates: list[dict[str, Any]] = field(default_factory=list)
     control: list[str] = field(default_factory=list)
     control_keys: list[str] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    """Request ids that /abort_request named."""
     plans: list[tuple[list[int], list[int]]] = field(default_factory=list)
     running: dict[str, bool] = field(default_factory=dict)
     """rid -> whether it has been aborted."""
@@ -63,6 +65,7 @@ class FakeSglang:
                 Route("/generate", self.generate, methods=["POST"]),
                 Route("/model_info", self.model_info),
                 Route("/pause_generation", self.pause, methods=["POST"]),
+                Route("/abort_request", self.abort, methods=["POST"]),
                 Route("/continue_generation", self.resume, methods=["POST"]),
                 Route("/update_weights_from_disk", self.update, methods=["POST"]),
             ]
@@ -99,7 +102,7 @@ class FakeSglang:
         return self._answer(exchange)
 
     async def _produce(self, exchange: Exchange) -> None:
-        while self.paused or self.stall_generate:  # noqa: ASYNC110 - knobs that the test's thread turns
+        while (self.paused or self.stall_generate) and not self.running[exchange.rid]:  # noqa: ASYNC110 - knobs of the test's thread
             await asyncio.sleep(0.005)
         wanted = self.planned(exchange.input_ids)
         for token in wanted[: exchange.params["max_new_tokens"]]:
@@ -168,6 +171,13 @@ class FakeSglang:
         if not self.lie_about_update:
             self.version, self.model_path = body["weight_version"], body["model_path"]
         return JSONResponse({"success": True, "message": "ok"})
+
+    async def abort(self, request: Request) -> Response:
+        rid = (await request.json())["rid"]
+        self.aborted.append(rid)
+        if rid in self.running:
+            self.running[rid] = True
+        return Response(b"")
 
     def _abort_all(self) -> None:
         for rid in self.running:

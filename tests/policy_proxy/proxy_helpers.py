@@ -176,7 +176,7 @@ class ProxyUnderTest:
         """The fakes as new; metrics count from here."""
         self._reset_knobs()
         for engine in self.engines:
-            for log in (engine.exchanges, engine.updates, engine.control, engine.control_keys, engine.plans):
+            for log in (engine.exchanges, engine.updates, engine.control, engine.control_keys, engine.aborted, engine.plans):
                 log.clear()
         self.says("ok<|im_end|>")
         self._before = self._metrics()

@@ -81,7 +81,9 @@ def test_reasoning_comes_apart_from_the_content(proxy: ProxyUnderTest) -> None:
 def test_malformed_tool_call_stays_text_and_is_flagged(proxy: ProxyUnderTest, said: str) -> None:
     proxy.says(f"{said}<|im_end|>")
     session = proxy.open()
-    reply = session.post([user("weather?")], tools=[tool()]).json()["choices"][0]
+    response = session.post([user("weather?")], tools=[tool()])
+    assert response.headers["X-Malformed-Tool-Call"] == "1"
+    reply = response.json()["choices"][0]
     assert reply["finish_reason"] == "stop"
     assert reply["message"]["content"] == said
     assert "tool_calls" not in reply["message"]

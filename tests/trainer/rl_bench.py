@@ -11,6 +11,7 @@ from services.common.config import ExperimentConfig
 from services.common.config.paths import checkpoints_dir, initial_model_dir, trial_dir
 from services.trainer.engine import ComputeThread, open_engine
 from services.trainer.feeder import Feeder
+from services.trainer.mixing import TaskMix
 from services.trainer.phases import Phase
 from services.trainer.proxy_client import ProxyClient
 from services.trainer.publisher import Publisher
@@ -47,8 +48,9 @@ async def trainer_process(config: ExperimentConfig, store_url: str, world_url: s
                 checkpoints.restore_engine(engine, state.engine)
             recorder = Recorder(trial_dir(config) / "metrics.jsonl", store)
             parts = RlParts(config, store, Publisher(config, store, proxy, compute), checkpoints, recorder, compute)
-            tasks = await runner.tasks(config.train_dataset.path, solo=True)
-            feeder = Feeder(config, store, tasks, state)
+            shares = config.train_dataset.shares()
+            mix = TaskMix([await runner.tasks(ref, solo=config.econfig.solo_mode) for ref in shares], shares, config.seed)
+            feeder = Feeder(config, store, mix, state)
             yield Process(RlLoop(parts, engine, feeder, state, _nothing), parts, state, recorder)
 
 

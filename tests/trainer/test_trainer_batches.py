@@ -10,6 +10,7 @@ from trainer_helpers import PREFIX, make_row
 
 from services.common.config import ExperimentConfig
 from services.common.config.experiment import DynamicFilterConfig
+from services.common.wire.calls import CallRecord, encode_call, pack_ids, pack_logprobs
 from services.common.wire.rollouts import Failure, Kind, Owner, Sampling, Status, TaskRef, TaskStamp, Timings, Trajectory
 from services.common.wire.store import Episode, Group
 from services.trainer.batches import Chosen, Delivered, Member, Rules, Sample, decode, delivered_stats, select
@@ -120,22 +121,81 @@ def test_what_cannot_be_read_is_a_member_with_a_problem() -> None:
     assert [member.problem for member in found.members] == ["incomplete", "corrupt", "failed_judge", "corrupt"]
 
 
-def chosen(*rewards: float, rows: int = 2, group: str = "g") -> Chosen:
+def call(number: int, *, silent: bool = False) -> bytes:
+    """A call with two generated tokens, or with none."""
+    output, versions = ([], []) if silent else ([5, 6], [(3, 2)])
+    record = CallRecord(
+        call_id=f"c{number}",
+        session_id="s",
+        ordinal=number,
+        prompt=pack_ids([1, 2, number]),
+        output=pack_ids(output),
+        logprobs=pack_logprobs([-1.0] * len(output)),
+        versions=versions,
+        finish_reason="stop",
+    )
+    return encode_call(record)
+
+
+def decoded(turn_rewards: list[float], calls: list[bytes]) -> Member:
+    episode = Episode(trajectory=trajectory(turn_rewards=turn_rewards), calls=calls, complete=True)
+    return decode(Group(group_id="g", episodes=[episode])).members[0]
+
+
+def test_rewards_of_turns_go_to_the_rows_of_their_calls() -> None:
+    found = decoded([0.25, 0.5, 1.0], [call(0), call(1, silent=True), call(2)])
+    assert found.turn_rewards == [0.25, 1.0] and len(found.rows) == 2 and not found.problem
+    selection = select([Delivered("g", [found, member("b", 0.0)])], RULES)
+    assert selection.chosen[0].samples[0].turn_rewards == [0.25, 1.0]
+
+
+@pytest.mark.parametrize("same", [[], [1.0], [1.0, 1.0], [1.0, 1.0, 1.0]])
+def test_rewards_of_turns_that_say_nothing_new_are_those_of_the_episode(same: list[float]) -> None:
+    found = decoded(same, [call(0), call(1)])
+    assert found.turn_rewards is None and not found.problem
+
+
+def test_rewards_of_turns_that_do_not_fit_the_calls_are_a_problem_and_no_guess() -> None:
+    found = decoded([0.5, 1.0], [call(0)])
+    assert found.problem == "turn_rewards_mismatch"
+    assert reasons(found, member("a"), member("b", 0.0)) == {"e": "turn_rewards_mismatch"}
+
+
+def test_episodes_are_counted_by_domain_where_there_are_several() -> None:
+    airline, telecom = ("airline", "s"), ("telecom", "s")
+    members = [
+        Member("a", 1.0, [], "", origin=airline),
+        Member("b", 0.0, [], "", origin=airline),
+        Member("c", 1.0, [], "", origin=telecom),
+        Member("d", None, [], "failed_user"),
+    ]
+    stats = delivered_stats([Delivered("g", members)], {})
+    assert (stats["rollout/reward/airline"], stats["rollout/n_episodes/airline"], stats["rollout/reward/telecom"]) == (0.5, 2, 1)
+    assert not [name for name in delivered_stats([Delivered("g", members[:2])], {}) if name.endswith("airline")]
+
+
+def chosen(*rewards: float, rows: int = 2, group: str = "g", turn_rewards: list[float] | None = None) -> Chosen:
+    """Episodes of ``rows`` rows each; the turns of the first one earned ``turn_rewards``."""
     samples = [
-        Sample(f"{group}{i}", reward, [make_row([*PREFIX, i, 2], 2, malformed=i == 0 and turn == 0) for turn in range(rows)])
+        Sample(f"{group}{i}", reward, [make_row([*PREFIX, i, 2], 2) for _ in range(rows)], None if i else turn_rewards)
         for i, reward in enumerate(rewards)
     ]
     return Chosen(group, samples)
 
 
 def test_credit_is_normalised_over_episodes_and_spread_over_their_rows(make_config: Callable[..., ExperimentConfig]) -> None:
-    config = make_config(
-        actor={"reward_norm": {"mean_level": "group", "std_level": None, "eps": 0}}, econfig={"invalid_format_penalty": 0.25}
-    )
+    config = make_config(actor={"reward_norm": {"mean_level": "group", "std_level": None, "eps": 0}})
     batch = credit([chosen(1.0, 0.0), chosen(1.0, 0.0, 0.0, 0.0, rows=1, group="h")], config)
-    expected = [0.5 - 0.25, 0.5, -0.5, -0.5, 0.75 - 0.25, -0.25, -0.25, -0.25]
-    np.testing.assert_allclose(batch.advantages, expected)
+    np.testing.assert_allclose(batch.advantages, [0.5, 0.5, -0.5, -0.5, 0.75, -0.25, -0.25, -0.25])
     assert batch.sample_of_row == [0, 0, 1, 1, 2, 3, 4, 5]
+
+
+def test_credit_of_turns_is_shaped_and_normalised_as_that_of_episodes(make_config: Callable[..., ExperimentConfig]) -> None:
+    """Shaped by (r - 0.5) · 10 the turns are -1 and 5, the other episode is -5; the centre is (2 - 5) / 2."""
+    shape = {"reward_bias": -0.5, "reward_scaling": 10.0}
+    config = make_config(actor={"reward_norm": {"mean_level": "group", "std_level": None, "eps": 0}, **shape})
+    batch = credit([chosen(1.0, 0.0, turn_rewards=[0.4, 1.0])], config)
+    np.testing.assert_allclose(batch.advantages, [-1 + 1.5, 5 + 1.5, -5 + 1.5, -5 + 1.5])
 
 
 def test_minibatches_partition_the_rows_and_keep_episodes_together(make_config: Callable[..., ExperimentConfig]) -> None:

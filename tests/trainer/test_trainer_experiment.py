@@ -51,6 +51,11 @@ async def test_an_experiment_runs_through_all_phases_and_accounts_for_every_traj
     found = json.loads(results_file(config).read_text())
     assert found["ppo_steps"] == 3 and found["sft_steps"] == 4 and found["wall_s"] > 0
     assert 0 <= found["reward_before"] <= 1 and found["reward_after"] is not None and found["greedy_after"] is not None
+    assert found["sources"] == {"telecom": "test 1.0"}
+    score = found["eval_after"]["datasets"]["telecom/small"]
+    assert score["floor"] == found["eval_after"]["floor"] == 0.25
+    assert score["reward"]["low"] <= score["reward"]["value"] == found["reward_after"] <= score["reward"]["high"]
+    assert list(score["pass_hat"]) == ["1", "2"] and len(found["eval_after"]["per_task"]["telecom/small"]) == 3
     assert found["trajectories_in"] == found["trained"] + found["dropped"] == 24
     assert found["lost"] == found["duplicated"] == 0
     assert found["other_kinds"]["demo"]["trained"] == 6 and found["other_kinds"]["eval"]["drops"] == {"eval": 18}

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from trainer_helpers import random_rows
 
 from services.common.config import ExperimentConfig
-from services.trainer.checks import ExperimentFailed, check_config, config_digest, dataset, turn_discount
+from services.common.passk import Estimate
+from services.trainer.checks import ExperimentFailed, check_config, config_digest
 from services.trainer.files import write_atomic, write_folder
 from services.trainer.phases import TRANSITIONS, IllegalTransition, Phase, move, next_phase
-from services.trainer.state import Checkpoints, PendingAck, Report, State, StateError, engine_checkpoint
+from services.trainer.state import Checkpoints, Evaluation, PendingAck, Report, Score, State, StateError, engine_checkpoint
 from services.trainer.torch_engine import TorchEngine
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -59,6 +60,12 @@ def test_the_config_decides_which_phases_come(make_config: MakeConfig, sft: bool
         ({"gconfig": {"n_samples": 1}}, "gconfig.n_samples"),
         ({"rollout": {"consumer_batch_size": 7}}, "rollout.consumer_batch_size"),
         ({"trial_name": "a trial"}, "trial_name"),
+        (
+            {"train_dataset": {"path": "", "mix": {"telecom/train": 1, "airline/train": 1}}},
+            "econfig.solo_mode: train_dataset names airline/train",
+        ),
+        ({"valid_dataset": {"path": "retail/test"}}, "econfig.solo_mode: valid_dataset names retail/test"),
+        ({"sft": {"enabled": True, "dataset": "banking_knowledge/base"}}, "econfig.solo_mode: sft.dataset"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_key(make_config: MakeConfig, sections: dict[str, object], key: str) -> None:
@@ -67,12 +74,11 @@ def test_what_cannot_be_trained_is_refused_by_key(make_config: MakeConfig, secti
         check_config(make_config(**sections))
 
 
-def test_small_readings_of_the_config(make_config: MakeConfig) -> None:
-    assert dataset("telecom/small") == ("telecom", "small")
-    with pytest.raises(ExperimentFailed, match="domain/split"):
-        dataset("telecom")
-    assert turn_discount(make_config(rollout={"agent": {"turn_discount": 0.9}})) == 0.9
-    assert turn_discount(make_config(econfig={"turn_discount": 0.8})) == 0.8
+def test_domains_that_need_a_user_are_fine_with_one(make_config: MakeConfig) -> None:
+    check_config(make_config(econfig={"solo_mode": False}, valid_dataset={"path": "retail/test"}))
+
+
+def test_the_digest_of_a_config_is_of_what_decides_the_outcome(make_config: MakeConfig) -> None:
     config = make_config()
     assert config_digest(config) != config_digest(config.model_copy(update={"seed": 9}))
     assert config_digest(config) == config_digest(config.model_copy(update={"log_level": "ERROR"}))
@@ -81,6 +87,17 @@ def test_small_readings_of_the_config(make_config: MakeConfig) -> None:
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     assert checkpoints.load() is None
+    score = Score(
+        reward=Estimate(0.5, 0.4, 0.6),
+        greedy=None,
+        pass_hat={"1": Estimate(0.5, 0.4, 0.6)},
+        floor=0.1,
+        n_tasks=3,
+        left_out=0,
+        n_episodes=6,
+        failed={"infra": 1},
+        truncated={},
+    )
     state = State(
         phase=Phase.RL,
         step=3,
@@ -88,6 +105,9 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
         acks=[PendingAck(batch_id="b", trained=["e1"], dropped={"e2": "stale"})],
         settled={"e3": ""},
         report=Report(step=3, phase="rl", values={"rollout/reward": 0.5}),
+        sources={"telecom": "inspect-evals 1"},
+        datasets={"telecom/small": "d"},
+        evaluations={"before": Evaluation(version=0, total=score, datasets={"telecom/small": score}, per_task={}, wall_s=1.0)},
     )
     checkpoints.commit(state)
     assert checkpoints.load() == state

@@ -1,6 +1,7 @@
 """The PPO loop against the real store: accounts, filters, staleness, and a crash after each stage of a step."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,7 @@ async def test_rollouts_run_ahead_of_training_but_no_further_than_allowed(
     assert max(oldest) == 1
 
 
-STAGES = ["collect", "train", "save", "commit", "ack", "publish", "report"]
+STAGES = ["collect", "train", "save", "commit", "ack", "publish", "feed", "report"]
 
 
 @pytest.mark.parametrize("last", STAGES)
@@ -106,6 +107,22 @@ async def test_a_crash_after_any_stage_loses_nothing_and_trains_nothing_twice(
     assert [line.step for line in process.recorder.lines(Phase.RL)] == [1, 2]
     assert counts["trained"] == trained_in_log(process) == 2 * 2 * 2
     assert sorted(set(world.updates)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("last", ["collect", "save", "feed"])
+async def test_a_crash_does_not_let_rollouts_run_further_ahead(
+    make_config: MakeConfig, start_store: StartStore, world: World, world_url: str, last: str
+) -> None:
+    config = make_config(total_train_steps=2, dynamic_filter=None, gconfig={"n_samples": 2}, rollout={"max_head_offpolicyness": 0})
+    store_url = start_store(config)
+    async with playing(store_url, world, config):
+        async with trainer_process(config, store_url, world_url) as process:
+            await step_until(process, last)
+        async with trainer_process(config, store_url, world_url) as process:
+            await asyncio.wait_for(process.loop.run(), 110)
+            counts = account(store_url)
+    # A group too many would have waited for the next version and be stale by then.
+    assert (counts["trained"], counts["drops"]) == (2 * 2 * 2, {})
 
 
 async def test_a_batch_the_store_took_back_after_the_commit_is_acked_and_not_trained_again(
@@ -176,11 +193,31 @@ async def test_a_failed_member_costs_itself_and_not_its_group(
     store_url = start_store(config)
     async with playing(store_url, world, config) as player:
         player.fail = lambda request: request.sample_index == 2
+        # Two calls were made in each episode, so the one reward of sample 1 belongs to nobody knows which.
+        player.turn_rewards = lambda request, reward: [0.3] if request.sample_index == 1 else [reward - 0.1, reward]
         async with trainer_process(config, store_url, world_url) as process:
             await asyncio.wait_for(process.loop.run(), 110)
             counts = account(store_url)
-    assert counts["drops"] == {"failed_policy": 2}
-    assert counts["trained"] == 6
+    assert counts["drops"] == {"failed_policy": 2, "turn_rewards_mismatch": 2}
+    assert counts["trained"] == 4
+
+
+async def test_datasets_are_mixed_in_their_shares(make_config: MakeConfig, start_store: StartStore, world: World, world_url: str) -> None:
+    config = make_config(
+        total_train_steps=2,
+        dynamic_filter=None,
+        gconfig={"n_samples": 2},
+        econfig={"solo_mode": False},
+        train_dataset={"path": "", "mix": {"telecom/small": 3, "airline/full": 1}, "batch_size": 4},
+    )
+    store_url = start_store(config)
+    async with playing(store_url, world, config), trainer_process(config, store_url, world_url) as process:
+        await asyncio.wait_for(process.loop.run(), 110)
+        played = Counter((item["task"]["domain"], item["task"]["split"]) for item in trajectories(store_url))
+    assert played == {("telecom", "small"): 12, ("airline", "full"): 4}
+    values = [line.values for line in process.recorder.lines(Phase.RL)]
+    assert sum(line["rollout/n_episodes/airline"] for line in values) == 4 and "rollout/reward/telecom" in values[0]
+    assert process.state.sources == {"telecom": "test 1.0", "airline": "test 1.0"}
 
 
 async def test_nothing_is_asked_for_beyond_the_last_step(

@@ -8,13 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.config import ExperimentConfig
+from services.common.config.datasets import DatasetRef
 from services.common.config.laptop import DemonstrationMix
 from services.common.ids import is_valid_id
-from services.common.wire.rollouts import Kind
-from services.trainer.sampler import Task, demonstrations, epoch_index, eval_group, mixed, train_group
+from services.common.wire.rollouts import Kind, TaskRef
+from services.trainer.sampler import Task, TaskSet, demonstrations, epoch_index, eval_group, mixed, task_ref, train_group
 from services.trainer.staleness import Limits, capacity, max_age
 
+TELECOM = DatasetRef("telecom", "small")
 TASKS = [Task(f"[mobile_data_issue]{n}", True) for n in range(5)]
+ONE = TaskRef(domain="telecom", split="small", task_id="[mobile_data_issue]2")
 MakeConfig = Callable[..., ExperimentConfig]
 
 
@@ -65,45 +68,43 @@ def test_every_epoch_has_each_task_once(n: int, epoch: int, seed: int) -> None:
 
 def test_the_same_counter_gives_the_same_requests(make_config: MakeConfig) -> None:
     config = make_config()
-    assert train_group(config, TASKS, 7, 3) == train_group(config, TASKS, 7, 3)
-    group = train_group(config, TASKS, 7, 3)
+    assert train_group(config, ONE, 7, 3) == train_group(config, ONE, 7, 3)
+    group = train_group(config, ONE, 7, 3)
     assert {request.group_id for request in group} == {f"{config.trial_name}-rl-00007"}
     assert len({request.seed for request in group}) == len({request.sampling.seed for request in group}) == 4
     assert all(is_valid_id(request.episode_id) and request.kind is Kind.TRAIN for request in group)
 
 
-def test_another_seed_gives_another_order(make_config: MakeConfig) -> None:
-    orders = [
-        [train_group(make_config(seed=seed, trial_name="t"), TASKS, number, 0)[0].task.task_id for number in range(10)] for seed in (1, 2)
-    ]
-    assert orders[0] != orders[1]
+def test_a_task_file_travels_in_the_place_of_the_split(make_config: MakeConfig) -> None:
+    ref = task_ref(make_config(econfig={"solo_mode": False}), DatasetRef.parse("retail:/data/tasks.jsonl"), TASKS[0])
+    assert (ref.domain, ref.split, ref.solo_mode) == ("retail", "/data/tasks.jsonl", False)
 
 
 def test_evaluation_passes_differ_in_ids_and_not_in_seeds(make_config: MakeConfig) -> None:
     config = make_config()
-    before, after = (eval_group(config, name, TASKS, 2, 0, greedy=False) for name in ("before", "after"))
+    before, after = (eval_group(config, name, ONE, 2, 0, greedy=False) for name in ("before", "after"))
     assert [r.seed for r in before] == [r.seed for r in after] and [r.sampling for r in before] == [r.sampling for r in after]
     assert not {r.episode_id for r in before} & {r.episode_id for r in after}
-    greedy = eval_group(config, "before", TASKS, 2, 0, greedy=True)
+    greedy = eval_group(config, "before", ONE, 2, 0, greedy=True)
     assert [request.sampling.temperature for request in greedy] == [0.0]
 
 
 def test_valid_dataset_may_set_the_episodes_of_a_pass(make_config: MakeConfig) -> None:
     config = make_config(valid_dataset={"n_samples": 5})
-    assert len(eval_group(config, "before", TASKS, 0, 0, greedy=False)) == 5
+    assert len(eval_group(config, "before", ONE, 0, 0, greedy=False)) == 5
 
 
 def test_demonstrations_have_the_qualities_of_the_mix(make_config: MakeConfig) -> None:
     config = make_config(sft={"n_demonstrations": 20, "mix": {"complete": 1, "gives_up": 1, "skips_step": 2}})
-    requests = demonstrations(config, TASKS)
+    requests = demonstrations(config, TaskSet(TELECOM, TASKS))
     assert Counter(r.demonstration.quality for r in requests if r.demonstration) == {"complete": 5, "gives_up": 5, "skips_step": 10}
     assert Counter(r.task.task_id for r in requests) == {task.task_id: 4 for task in TASKS}
-    assert requests == demonstrations(config, TASKS)
+    assert requests == demonstrations(config, TaskSet(TELECOM, TASKS))
 
 
 def test_scenarios_take_turns_in_demonstrations_however_many_tasks_they_have(make_config: MakeConfig) -> None:
     tasks = [Task(f"common-{n}", True, "common") for n in range(40)] + [Task(f"rare-{n}", True, "rare") for n in range(2)]
-    requests = demonstrations(make_config(sft={"n_demonstrations": 20}), tasks)
+    requests = demonstrations(make_config(sft={"n_demonstrations": 20}), TaskSet(TELECOM, tasks))
     played = Counter(request.task.task_id for request in requests)
     assert (played["rare-0"], played["rare-1"]) == (5, 5)
     assert sum(count for task_id, count in played.items() if task_id.startswith("common")) == 10

@@ -21,10 +21,12 @@ import uvicorn
 from fastapi import FastAPI, HTTPException
 
 from services.common.config import ExperimentConfig
+from services.common.config.datasets import DatasetRef
 from services.common.http import MSGPACK, ServiceClient
 from services.common.nn.qwen3 import Qwen3, Qwen3Config, init_weights, save_weights
 from services.common.wire.calls import CallRecord, Row, encode_call, pack_ids, pack_logprobs, rows_of
 from services.common.wire.rollouts import Failure, Kind, Owner, RolloutRequest, Status, TaskStamp, Timings, Trajectory
+from services.trainer.sampler import Task, TaskSet
 from services.trainer.torch_engine import TorchEngine
 
 VOCAB = 64
@@ -76,6 +78,11 @@ def random_rows(n_episodes: int, seed: int = 0, n_turns: int = 2) -> list[Row]:
             ids = [*ids, *(rng.randrange(VOCAB) for _ in range(n_output))]
             rows.append(make_row(ids, n_output, call_id=f"e{episode}.{turn}"))
     return rows
+
+
+def task_set(name: str, n: int, floor: float | None = None) -> TaskSet:
+    """A dataset of ``n`` tasks."""
+    return TaskSet(DatasetRef.parse(name), [Task(f"[task]{i}", True, f"s{i % 3}", "d") for i in range(n)], floor)
 
 
 def wait_until(check: Callable[[], Any], timeout_s: float = 20.0, what: str = "the condition") -> None:
@@ -151,6 +158,9 @@ class World:
         self.version = -1
         self.path = ""
         self.updates: list[int] = []
+        self.digest = "d"
+        """Of every task's content."""
+        self.floor: float | None = 0.25
         self.app = FastAPI()
         self.app.add_api_route("/v1/admin/weights", self.weights, methods=["POST"])
         self.app.add_api_route("/v1/tasks", self.tasks, methods=["GET"])
@@ -167,9 +177,10 @@ class World:
         if count is None:
             raise HTTPException(404, f"{domain} has no split {split}")
         items = [
-            {"task_id": f"[task]{n}", "digest": "d", "scenario": f"s{n % 3}", "reward_basis": [], "solo": n != 99} for n in range(count)
+            {"task_id": f"[task]{n}", "digest": self.digest, "scenario": f"s{n % 3}", "reward_basis": [], "solo": n != 99}
+            for n in range(count)
         ]
-        return {"tasks": items}
+        return {"tasks": items, "floor": self.floor}
 
 
 class Player:
@@ -182,6 +193,8 @@ class Player:
         self._engines: dict[int, TorchEngine] = {}
         self.reward: Callable[[RolloutRequest], float] = lambda request: float(random.Random(request.seed).random() < 0.5)
         self.fail: Callable[[RolloutRequest], bool] = lambda request: False
+        self.turn_rewards: Callable[[RolloutRequest, float], list[float]] = lambda request, reward: []
+        self.source: Callable[[RolloutRequest], str] = lambda request: "test 1.0"
         self.played: list[str] = []
 
     async def run(self) -> None:
@@ -236,7 +249,7 @@ class Player:
         return self._engines[version]
 
     def _trajectory(self, request: RolloutRequest, session: str) -> Trajectory:
-        failed = self.fail(request)
+        failed, reward = self.fail(request), self.reward(request)
         return Trajectory(
             episode_id=request.episode_id,
             group_id=request.group_id,
@@ -245,9 +258,10 @@ class Player:
             attempt=request.attempt,
             kind=request.kind,
             task=request.task,
-            stamp=TaskStamp(source="test", digest="d"),
+            stamp=TaskStamp(source=self.source(request), digest="d"),
             status=Status.FAILED if failed else Status.SCORED,
-            reward=None if failed else self.reward(request),
+            reward=None if failed else reward,
+            turn_rewards=[] if failed else self.turn_rewards(request, reward),
             termination_reason="done",
             failure=Failure(who=Owner.POLICY, why="test") if failed else None,
             session_id=session,

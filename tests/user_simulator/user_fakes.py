@@ -1,8 +1,13 @@
-"""A server in a thread, and turn bodies, for tests of the user simulator."""
+"""Servers in a thread and in a process of their own, tasks of the benchmark, and turn bodies, for tests of the user simulator."""
 
+import gzip
+import importlib.util
+import json
 import socket
 import threading
 import time
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -34,6 +39,7 @@ TOOL_NAMES = [
     "check_apn_settings",
 ]
 TOOLS: list[Json] = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in TOOL_NAMES]
+FAKE_SGLANG = Path(__file__).parent / "fake_sglang.py"
 SCENARIO = Scenario(
     text="Instructions:\n\tDomain: telecom",
     domain="telecom",
@@ -43,13 +49,27 @@ SCENARIO = Scenario(
 GREETING = UserSideMessage(role="assistant", content="Hi! How can I help you today?")
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@cache
+def tasks(domain: str) -> tuple[Json, ...]:
+    """The tasks of a domain, as the benchmark's files have them."""
+    spec = importlib.util.find_spec("inspect_evals")
+    assert spec and spec.submodule_search_locations
+    folder = Path(next(iter(spec.submodule_search_locations))) / "tau2" / "data" / "domains" / domain
+    zipped = folder / "tasks.json.gz"
+    return tuple(json.loads(gzip.decompress(zipped.read_bytes()) if zipped.exists() else (folder / "tasks.json").read_bytes()))
+
+
 class LiveApp:
     """An app behind uvicorn on a free port."""
 
     def __init__(self, app: FastAPI) -> None:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         settings = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, ws="none", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(settings)
@@ -62,7 +82,6 @@ class LiveApp:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._server.force_exit = True
         self._thread.join(timeout=20)
 
 

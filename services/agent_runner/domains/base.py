@@ -25,6 +25,14 @@ class UnknownSplit(ValueError):
     """The domain has no such split."""
 
 
+class UnknownTask(ValueError):
+    """The split has no such task. ``close`` names similar ones."""
+
+    def __init__(self, message: str, close: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.close = tuple(close)
+
+
 @dataclass(frozen=True, slots=True)
 class Action:
     """One reference action: a tool call that the task's author made to solve it."""
@@ -114,11 +122,30 @@ class TaskSpec:
         criteria: dict[str, Any] = self.criteria or {}
         return criteria.get(key)
 
+    @property
+    def user_tools(self) -> tuple[str, ...] | None:
+        """Names of the user's tools that this task's user holds; None means all."""
+        chosen = self.raw.get("user_tools")
+        return None if chosen is None else tuple(chosen)
+
+    @property
+    def initialization_data(self) -> dict[str, Any]:
+        """``{"agent_data": …, "user_data": …}``, merged into the databases before anything else; empty for most tasks."""
+        return self._initial_state.get("initialization_data") or {}
+
     @cached_property
     def initialization(self) -> tuple[EnvCall, ...]:
         """What is done to the databases before the episode begins."""
-        state: dict[str, Any] = self.raw.get("initial_state") or {}
-        return tuple(_env_call(raw) for raw in state.get("initialization_actions") or ())
+        return tuple(_env_call(raw) for raw in self._initial_state.get("initialization_actions") or ())
+
+    @property
+    def message_history(self) -> tuple[dict[str, Any], ...]:
+        """Messages in tau2's form with which the conversation begins; their tool calls have been made already."""
+        return tuple(self._initial_state.get("message_history") or ())
+
+    @property
+    def _initial_state(self) -> dict[str, Any]:
+        return self.raw.get("initial_state") or {}
 
 
 def _action(raw: dict[str, Any]) -> Action:
@@ -139,7 +166,7 @@ class ToolResult:
 
 
 class Session(Protocol):
-    """The world of one episode. Calls take well under a millisecond and run on the event loop."""
+    """The world of one episode, with everything the task's ``initial_state`` asks for done to it."""
 
     def call(self, name: str, arguments: dict[str, Any], requestor: Requestor = "assistant") -> ToolResult:
         """Runs one tool. Never raises: whatever goes wrong is an ``Error: …`` result."""
@@ -154,7 +181,14 @@ class Session(Protocol):
         ...
 
     def fingerprint(self) -> tuple[str, str]:
-        """sha256 of the agent's and of the user's database. Equal fingerprints mean equal states."""
+        """A digest of the agent's and of the user's database, the same in every process and on every back end's run of the same task.
+
+        Cheap: of tables that nobody touched, nothing is read. Equal fingerprints of two sessions of one task mean equal states.
+        """
+        ...
+
+    def db_hashes(self) -> tuple[str | None, str | None]:
+        """tau2's own sha256 over the whole agent and user database (milliseconds); None where the domain has no such database."""
         ...
 
 
@@ -168,33 +202,42 @@ class DomainBackend(Protocol):
 
     @property
     def source(self) -> str:
-        """The package and its version, such as ``inspect-evals 0.26.0``."""
+        """The package, its version and where its data came from, such as ``inspect-evals 0.26.0``."""
+        ...
+
+    @property
+    def inline(self) -> bool:
+        """Whether a tool call is always short enough (well under a millisecond) for the event loop; otherwise it runs in a thread."""
         ...
 
     def splits(self) -> Sequence[str]:
-        """The names that `tasks` takes."""
+        """The names that `tasks` takes, the default one first."""
         ...
 
     def tasks(self, split: str) -> Sequence[TaskSpec]:
         """The tasks of a split, in the order of the task file. Raises `UnknownSplit`."""
         ...
 
-    def policy(self, *, solo: bool) -> str:
+    def task(self, split: str, task_id: str) -> TaskSpec:
+        """One task, looked up in constant time. Raises `UnknownSplit`, `UnknownTask`."""
+        ...
+
+    def policy(self, task: TaskSpec, *, solo: bool) -> str:
         """The policy text that goes into the agent's system prompt."""
         ...
 
-    def tool_schemas(self, *, solo: bool) -> list[dict[str, Any]]:
-        """OpenAI schemas of the agent's tools in canonical order; solo agents also hold the user's tools and ``done``."""
+    def tool_schemas(self, task: TaskSpec, *, solo: bool) -> list[dict[str, Any]]:
+        """OpenAI schemas of the agent's tools in upstream's order; solo agents also hold the user's tools and ``done``."""
         ...
 
-    def user_tool_schemas(self) -> list[dict[str, Any]]:
-        """OpenAI schemas of the user's tools in canonical order; empty where the domain gives the user none."""
+    def user_tool_schemas(self, task: TaskSpec) -> list[dict[str, Any]]:
+        """OpenAI schemas of the user's tools in upstream's order (``task.user_tools`` chooses); empty where the user has none."""
         ...
 
-    def user_guidelines(self) -> str:
-        """The general part of the user simulator's system prompt."""
+    def user_guidelines(self, task: TaskSpec) -> str:
+        """The general part of the user simulator's system prompt, in the variant that fits the user's tools and persona."""
         ...
 
     def new_session(self, task: TaskSpec, *, solo: bool) -> Session:
-        """A fresh world with the task's initialization done. Sessions share nothing that can change."""
+        """A fresh world in the task's initial state. Sessions share nothing that can change. Raises ValueError where it is impossible."""
         ...

@@ -11,11 +11,14 @@ from services.agent_runner.domains.base import STOP_TOOL
 
 Schema = dict[str, Any]
 
+EXAMPLES = (" Example:", " For example:", " JSON schema of ")
+"""Where the description of an argument ends: upstream's parser takes what follows for an example, inspect-evals' docstrings keep it."""
+
 
 def function_schema(name: str, function: Callable[..., Any], docstring: str) -> Schema:
     """The schema of a bound or unbound method (``self`` is left out); ``docstring`` describes it and its arguments."""
     doc = docstring_parser.parse(docstring)
-    told = {parameter.arg_name: parameter.description for parameter in doc.params}
+    told = {parameter.arg_name: _without_example(parameter.description) for parameter in doc.params}
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name == "self":
@@ -25,6 +28,13 @@ def function_schema(name: str, function: Callable[..., Any], docstring: str) -> 
         fields[parameter.name] = (parameter.annotation, Field(default, description=told[parameter.name]) if described else default)
     parts = [part for part in (doc.short_description, doc.long_description) if part]
     return _schema(name, "\n\n".join(parts), create_model("parameters", **fields).model_json_schema())
+
+
+def _without_example(description: str | None) -> str | None:
+    if description is None:
+        return None
+    ends = [end for mark in EXAMPLES if (end := description.find(mark)) >= 0]
+    return description[: min(ends)] if ends else description
 
 
 def stop_schema() -> Schema:

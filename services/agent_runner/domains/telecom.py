@@ -1,138 +1,167 @@
-"""Owns telecom sessions on the classes of the `inspect-evals` port: its tool methods rebound to plain classes.
+"""Owns telecom on the code of the `inspect-evals` port: its two toolkits, and sessions of the carrier's database and the phone.
 
-The port hosts its tools on `StoreModel`, which validates the whole database at each attribute read and shares one store per process.
-The methods use nothing of that, so a plain class with the same attributes gives the same results at a hundredth of the cost.
+Both databases are small lists of records that tools search and write to in place, so a session copies them whole.
 """
 
-import importlib
-import inspect
+import hashlib
 import json
-import logging
-import types
-import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from services.agent_runner.domains.base import Action, EnvCall, Requestor, TaskSpec, ToolResult
-from services.agent_runner.domains.render import to_text
+from pydantic import BaseModel, ConfigDict, create_model
 
-log = logging.getLogger(__name__)
-
-PORT = "inspect_evals.tau2.telecom"
-MODEL_DUMPS = frozenset({"get_details_by_id"})
-"""Tools that return a model where upstream does, but dumped already in the port; their numbers must stay numbers."""
-REFORMATTED = frozenset({"get_data_usage"})
-"""Tools whose method has a reflowed docstring in the port; its Inspect wrapper has kept upstream's."""
+from services.agent_runner.domains.base import Requestor
+from services.agent_runner.domains.cow import canonical, merged
+from services.agent_runner.domains.port import Toolkit, ToolkitSource, port_module
+from services.agent_runner.domains.sessions import Json, PortSession
 
 
-class TelecomCode:
-    """The port's classes, loaded once per process. Importing them takes seconds, so this is built on first use."""
-
-    def __init__(self) -> None:
-        agent = _module("TelecomAgentTools")
-        user = _module("TelecomUserTools")
-        environment = _module("environment")
-        # The names are upstream's: they show in the text of a TypeError, and so in the conversation.
-        self.agent_class = _plain_class(agent.TelecomAgentTools, "TelecomTools")
-        self.user_class = _plain_class(user.TelecomUserTools, "TelecomUserTools")
-        self.vpn_details = user.TelecomUserTools.model_fields["default_vpn_details"].default
-        self.environment_class = environment.Environment
-        self.agent_db: Any = agent.TelecomDB
-        self.user_db: Any = user.TelecomUserDB
-        self.agent_docs = _docstrings(_module("tools").all_telecom_agent_tools, self.agent_class)
-        self.user_docs = _docstrings(_module("user_tools").all_telecom_user_tools, self.user_class)
+class _NoExtra(BaseModel):
+    model_config = ConfigDict(extra="forbid")
 
 
-def _module(name: str) -> Any:
-    # What the port's dependencies deprecate at import concerns their authors, not whoever runs with warnings as errors.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module(f"{PORT}.{name}")
-
-
-def _docstrings(factories: list[Any], methods: type) -> dict[str, str]:
-    """Tool name -> docstring, in definition order, such that the schema made from it is upstream's."""
+def _strict(module: Any) -> Mapping[str, Any]:
+    """Upstream's phone settings refuse unknown fields, the port's ignore them; tool and schema both show it."""
+    settings: type[BaseModel] = module.APNSettings
     return {
-        factory.__name__: factory().__doc__ if factory.__name__ in REFORMATTED else getattr(methods, factory.__name__).__doc__
-        for factory in factories
+        "APNSettings": create_model("APNSettings", __base__=(settings, _NoExtra), __doc__=settings.__doc__, __module__=settings.__module__)
     }
 
 
-def _plain_class(hosted: type, name: str) -> type:
-    """A class with the functions and properties that ``hosted`` itself defines and none of its bases."""
-    namespace: dict[str, Any] = {}
-    for key, value in vars(hosted).items():
-        if isinstance(value, types.FunctionType) and key != "initialize":
-            namespace[key] = _renamed(value, f"{name}.{key}")
-        elif isinstance(value, property):
-            namespace[key] = value
-    return type(name, (), namespace)
+AGENT = ToolkitSource(
+    hosted="telecom.TelecomAgentTools:TelecomAgentTools",
+    name="TelecomTools",
+    wrappers="telecom.tools",
+    tools=(
+        "get_customer_by_phone",
+        "get_customer_by_id",
+        "get_customer_by_name",
+        "get_details_by_id",
+        "suspend_line",
+        "resume_line",
+        "get_bills_for_customer",
+        "send_payment_request",
+        "get_data_usage",
+        "enable_roaming",
+        "disable_roaming",
+        "transfer_to_human_agents",
+        "refuel_data",
+    ),
+    writes=frozenset({"suspend_line", "resume_line", "send_payment_request", "enable_roaming", "disable_roaming", "refuel_data"}),
+    # The other methods have upstream's docstring; this one is reflowed in the port, and its wrapper has kept upstream's.
+    described=frozenset({"get_data_usage"}).__contains__,
+    # Upstream returns the model here, the port its dump; numbers inside models stay numbers in upstream's text.
+    renderers={"get_details_by_id": lambda value: json.dumps(value, default=str)},
+)
+
+USER = ToolkitSource(
+    hosted="telecom.TelecomUserTools:TelecomUserTools",
+    name="TelecomUserTools",
+    wrappers="telecom.user_tools",
+    tools=(
+        "check_status_bar",
+        "check_network_status",
+        "check_network_mode_preference",
+        "set_network_mode_preference",
+        "run_speed_test",
+        "toggle_airplane_mode",
+        "check_sim_status",
+        "reseat_sim_card",
+        "toggle_data",
+        "toggle_roaming",
+        "check_data_restriction_status",
+        "toggle_data_saver_mode",
+        "check_apn_settings",
+        "set_apn_settings",
+        "reset_apn_settings",
+        "check_wifi_status",
+        "toggle_wifi",
+        "check_wifi_calling_status",
+        "toggle_wifi_calling",
+        "check_vpn_status",
+        "connect_vpn",
+        "disconnect_vpn",
+        "check_installed_apps",
+        "check_app_status",
+        "check_app_permissions",
+        "grant_app_permission",
+        "can_send_mms",
+        "reboot_device",
+        "check_payment_request",
+        "make_payment",
+    ),
+    writes=frozenset(
+        {
+            "set_network_mode_preference",
+            "toggle_airplane_mode",
+            "reseat_sim_card",
+            "toggle_data",
+            "toggle_roaming",
+            "toggle_data_saver_mode",
+            "set_apn_settings",
+            "reset_apn_settings",
+            "toggle_wifi",
+            "toggle_wifi_calling",
+            "connect_vpn",
+            "disconnect_vpn",
+            "grant_app_permission",
+            "reboot_device",
+            "make_payment",
+        }
+    ),
+    described=frozenset[str]().__contains__,
+    replaced=_strict,
+)
 
 
-def _renamed(function: types.FunctionType, qualified_name: str) -> types.FunctionType:
-    copy = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
-    copy.__qualname__ = qualified_name
-    copy.__doc__ = function.__doc__
-    copy.__annotations__ = inspect.get_annotations(function)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
+class TelecomCode:
+    """The port's telecom classes, loaded once per process."""
+
+    def __init__(self) -> None:
+        self.kits: dict[Requestor, Toolkit] = {"assistant": AGENT.load(), "user": USER.load()}
+        user = port_module("telecom.TelecomUserTools")
+        self.vpn_details: BaseModel = user.TelecomUserTools.model_fields["default_vpn_details"].default
+        self.agent_db: type[Any] = port_module("telecom.TelecomAgentTools").TelecomDB
+        self.user_db: type[Any] = user.TelecomUserDB
+        self.environment: Any = port_module("telecom.environment").Environment
 
 
-class TelecomSession:
+@dataclass(frozen=True, slots=True)
+class TelecomBase:
+    """The two databases as they are read, dumped from validated models: validating plain values again is the cheapest way to copy them."""
+
+    agent: Json
+    user: Json
+
+
+class TelecomSession(PortSession):
     """One episode's telecom world: the carrier's database, the phone, and what keeps the two in step."""
 
-    def __init__(self, code: TelecomCode, agent_db: Any, user_db: Any, *, solo: bool) -> None:
-        self._solo = solo
-        self._agent: Any = code.agent_class()
-        self._agent.db = agent_db
-        self._user: Any = code.user_class()
-        self._user.db = user_db
+    def __init__(self, code: TelecomCode, base: TelecomBase, *, solo: bool) -> None:
+        self._agent: Any = code.kits["assistant"].code()
+        self._agent.db = code.agent_db.model_validate(base.agent)
+        self._user: Any = code.kits["user"].code()
+        self._user.db = code.user_db.model_validate(base.user)
         # A tool breaks the VPN by writing into this object, so each session needs one of its own.
         self._user.default_vpn_details = code.vpn_details.model_copy(deep=True)
-        self._tools: dict[Requestor, dict[str, Any]] = {
-            "assistant": {name: getattr(self._agent, name) for name in code.agent_docs},
-            "user": {name: getattr(self._user, name) for name in code.user_docs},
-        }
-        self._environment = code.environment_class(self._user, self._agent)
+        super().__init__(code.kits, {"assistant": self._agent, "user": self._user}, solo=solo)
+        self._environment = code.environment(self._user, self._agent)
 
-    def initialize(self, task: TaskSpec) -> None:
-        """Does the task's initialization actions. Raises ValueError for initialization data, which no telecom task has."""
-        state: dict[str, Any] = task.raw.get("initial_state") or {}
-        if state.get("initialization_data"):
-            raise ValueError(f"task {task.task_id}: initialization_data is not supported for telecom")
-        for action in task.initialization:
-            self.run(action)
-
-    def call(self, name: str, arguments: dict[str, Any], requestor: Requestor = "assistant") -> ToolResult:
-        """Runs one tool and keeps the two databases in step. Never raises."""
-        try:
-            value = self._tool(name, requestor)(**arguments)
-            self._environment.sync_tools()
-        except Exception as error:  # noqa: BLE001 - the boundary: whatever a tool raises is what the caller of the tool reads
-            return ToolResult(f"Error: {error}", error=True)
-        return ToolResult(json.dumps(value, default=str) if name in MODEL_DUMPS else to_text(value))
-
-    def _tool(self, name: str, requestor: Requestor) -> Any:
-        if self._solo and requestor == "user":
-            raise ValueError("User tool calls are not allowed in solo mode")
-        if self._solo and name in self._tools["user"]:
-            return self._tools["user"][name]
-        if name not in self._tools[requestor]:
-            raise ValueError(f"Tool '{name}' not found.")
-        return self._tools[requestor][name]
-
-    def run(self, call: EnvCall) -> Any:
-        """Runs any function of the agent's or user's side by name and keeps the databases in step. Raises what it raises."""
-        value = getattr(self._user if call.env_type == "user" else self._agent, call.name)(**call.arguments)
+    def sync(self) -> None:
+        """Carries over between carrier and phone what the other side has to see."""
         self._environment.sync_tools()
-        return value
 
-    def replay(self, action: Action) -> None:
-        """Runs a reference action without keeping the databases in step; an action that fails is logged and changes nothing."""
-        try:
-            self._tool(action.name, action.requestor)(**action.arguments)
-        except Exception as error:  # noqa: BLE001 - same boundary as `call`: some reference actions of tau2 fail by design
-            log.info("reference action %s failed: %s", action.name, error)
+    def merge(self, side: Requestor, data: Json) -> None:
+        """Merges initialization data into the database of its side. Raises ValueError (pydantic's)."""
+        host = self._hosts[side]
+        host.db = type(host.db).model_validate(merged(host.db.model_dump(), data))
 
     def fingerprint(self) -> tuple[str, str]:
         """sha256 of the agent's and of the user's database."""
-        return self._agent.db.get_hash(), self._user.db.get_hash()
+        agent, user = (hashlib.sha256(canonical(host.db).encode()).hexdigest() for host in (self._agent, self._user))
+        return agent, user
+
+    def db_hashes(self) -> tuple[str | None, str | None]:
+        """tau2's hashes of both databases."""
+        return self.fingerprint()

@@ -1,10 +1,12 @@
 """Owns the shape of an experiment: AReaL's sections and key names, plus Frontdesk's own (``services``, ``policy_init``, ``sft``)."""
 
-from typing import Any, Literal
+from fractions import Fraction
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.common.config.base import Section
+from services.common.config.datasets import DatasetRef
 from services.common.config.laptop import PolicyInitConfig, SftConfig
 from services.common.config.services import ServicesConfig
 
@@ -47,8 +49,8 @@ class RolloutConfig(Section):
     """AReaL's allocation string such as ``sglang:d6``; empty on a laptop."""
     max_concurrent_rollouts: int | None = None
     """Groups in flight; default ``consumer_batch_size`` times 2."""
-    consumer_batch_size: int = Field(default=1, ge=1)
-    """Groups per PPO step."""
+    consumer_batch_size: int | None = Field(default=None, ge=1)
+    """Groups per PPO step; default, and nothing else here, ``train_dataset.batch_size``."""
     max_head_offpolicyness: int = Field(default=0, ge=0)
     agent: AgentConfig = AgentConfig()
 
@@ -115,14 +117,39 @@ class ActorConfig(Section):
 
 
 class DatasetConfig(Section):
-    """train_dataset, valid_dataset."""
+    """train_dataset, valid_dataset: one dataset, or several with their shares."""
 
     path: str = "telecom/small"
-    """domain/split."""
+    """domain/split, or domain:FILE for a task file (services/common/config/datasets.py). Left out where ``mix`` is given."""
+    mix: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    """Several datasets, written as in ``path``, with their shares, which are normalised: of the groups (train_dataset), or in the mean over
+    all of them (valid_dataset)."""
     batch_size: int = Field(default=1, ge=1)
     """Groups per step."""
     n_samples: int | None = None
     """valid_dataset: episodes per task of an evaluation pass."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mix_takes_the_place_of_path(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        given = cast("dict[str, Any]", raw)
+        return {"path": "", **given} if given.get("mix") else given
+
+    @model_validator(mode="after")
+    def _names_are_datasets(self) -> "DatasetConfig":
+        if bool(self.path) == bool(self.mix):
+            raise ValueError("give either path or mix; a mix takes the place of path")
+        if len(self.shares()) < len(self.mix):
+            raise ValueError("mix: one dataset is named twice")
+        return self
+
+    def shares(self) -> dict[DatasetRef, Fraction]:
+        """The datasets with their shares, which sum to 1 exactly."""
+        # By way of their decimal form: 0.3 is to mean three tenths.
+        given = {DatasetRef.parse(name): Fraction(str(share)) for name, share in (self.mix or {self.path: 1.0}).items()}
+        return {ref: share / sum(given.values()) for ref, share in given.items()}
 
 
 class EnvConfig(Section):
@@ -136,9 +163,23 @@ class EnvConfig(Section):
     user_llm_base_url: str | None = None
     user_llm: str | None = None
     user_llm_args: dict[str, Any] | None = None
-    turn_discount: float = 1.0
-    invalid_format_penalty: float = 0.0
+    turn_discount: float = Field(default=1.0, ge=0, le=1)
+    """A turn's reward is that of the turns after it, discounted by this for each; where it is 1, ``rollout.agent.turn_discount`` counts."""
+    invalid_format_penalty: float = Field(default=0.0, ge=0)
+    """Subtracted at the turn whose tool call could not be parsed. AReaL's own default, 0.1, is read by nothing there."""
     backend: Literal["auto", "inspect_evals", "tau2"] = "auto"
+    enforce_communication_protocol: bool = False
+    """A message with both text and tool calls ends the episode as an error of whoever sent it (upstream's ``validate_communication``)."""
+    retail_reward: Literal["db", "db+communicate", "db+judge"] = "db+judge"
+    """What retail tasks are rewarded for. Upstream's rule is ``db+judge`` (see ``judge_llm``), before 1.0 it was ``db+communicate``."""
+    judge_llm: str | None = None
+    """The model that decides NL assertions; null = tasks that need one fail with the judge as the owner."""
+    judge_llm_base_url: str | None = None
+    """Its OpenAI-compatible server; null = ``judge_llm`` is a litellm model name."""
+    judge_llm_args: dict[str, Any] = {}
+    """Added to each request; the temperature is 0 unless set here."""
+    judge_timeout_s: float = Field(default=120.0, gt=0)
+    """One question to the judge, with its retries."""
 
 
 class DynamicFilterConfig(Section):
@@ -164,6 +205,8 @@ class RecoverConfig(Section):
 
     mode: Literal["auto", "disabled"] = "auto"
     """``auto`` resumes; ``disabled`` refuses to touch an existing trial."""
+    other_source: Literal["refuse", "drop"] = "refuse"
+    """Training episodes from another back end or version than the run's: end the experiment, or drop them and go on."""
 
 
 class SaverConfig(Section):

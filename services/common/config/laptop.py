@@ -1,8 +1,9 @@
 """Owns the sections that make an experiment run without any model from outside: the small policy and its SFT warm start."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from services.common.config.base import Section
+from services.common.config.datasets import DatasetRef
 
 
 class PolicyInitConfig(Section):
@@ -40,7 +41,7 @@ class SftConfig(Section):
 
     enabled: bool = False
     dataset: str = "telecom/full"
-    """domain/split the demonstrations are played on."""
+    """domain/split, or domain:FILE, the demonstrations are played on."""
     exclude_split: str = "small"
     """Tasks of this split are never demonstrated, so that RL and evaluation see tasks that SFT did not."""
     n_demonstrations: int = Field(default=384, ge=1)
@@ -57,3 +58,9 @@ class SftConfig(Section):
     """Tokens of the shared prefix that a thinned step keeps; 0 = every step sees all of it (services/trainer/thinning.py)."""
     full_prefix_steps: int = Field(default=10, ge=0)
     """The last steps, which see the whole prefix."""
+
+    @field_validator("dataset")
+    @classmethod
+    def _names_a_dataset(cls, name: str) -> str:
+        DatasetRef.parse(name)
+        return name

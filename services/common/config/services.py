@@ -31,7 +31,36 @@ class StoreService(Endpoint):
     max_attempts: int = Field(default=3, ge=1)
     """An episode that failed this often is dropped with its reason."""
     retry_delay_s: float = Field(default=0.5, ge=0)
-    """Back-off before attempt n+1, times n."""
+    """Back-off before the second attempt; it doubles with each further one."""
+    retry_max_delay_s: float = Field(default=60.0, ge=0)
+    group_deadline_s: float = Field(default=0.0, ge=0)
+    """This long after its first lease a train group is delivered with the members that have a reward, if they are a quorum; 0 = never."""
+    group_quorum: float = Field(default=1.0, gt=0, le=1)
+    """Share of a group."""
+    max_queued: int = Field(default=1_000_000, ge=1)
+    """Episodes that may wait; more are refused with 429."""
+    alarm_after_barren_groups: int = Field(default=200, ge=0)
+    """Groups in a row of which the dynamic filter took everything: then an alarm is raised and no train episode is taken; 0 = never."""
+    session_ttl_s: int = Field(default=86_400, ge=1)
+    """A session that no trajectory names is forgotten after this long."""
+    max_body_mb: int = Field(default=64, ge=1)
+    """Largest body of a request."""
+    max_inflight_body_mb: int = Field(default=512, ge=1)
+    """Bodies being read at one time, together; more are refused with 429."""
+    spill_url: str | None = None
+    """Where large bodies go instead of into Redis: a folder, or any fsspec URL such as ``s3://bucket/path``."""
+    spill_over_kb: int = Field(default=64, ge=1)
+    """Compressed size from which a body is large."""
+    retain_age_s: float | None = Field(default=None, gt=0)
+    """Consumed trajectories are removed after this long; null = never. Their ids stay known."""
+    retain_trajectories: int | None = Field(default=None, ge=0)
+    """Most trajectories kept; the oldest consumed ones go first."""
+    retain_mb: int | None = Field(default=None, ge=0)
+    """Most megabytes of bodies kept, likewise."""
+    dump_to_file: bool = False
+    """Writes every trajectory as json and txt below ``{fileroot}/generated`` when it is final."""
+    max_trials: int = Field(default=64, ge=1)
+    """Trials that one store serves under ``/t/{experiment}/{trial}``."""
 
 
 class PolicyServerService(Endpoint):
@@ -58,12 +87,52 @@ class ProxyService(Endpoint):
     max_inflight_calls: int = 4096
 
 
+class RestartConfig(Section):
+    """When a wrapped server that died is started again."""
+
+    max: int = Field(default=5, ge=0)
+    """Restarts in a row; a life of ``reset_after_s`` sets the count back."""
+    backoff_s: float = Field(default=1.0, ge=0)
+    """Before the first restart; doubled with each further one."""
+    backoff_max_s: float = Field(default=60.0, ge=0)
+    reset_after_s: float = Field(default=600.0, ge=0)
+
+
+class WrappedServerConfig(Section):
+    """services.user_simulator.server: the model server that the user simulator starts itself."""
+
+    command: list[str] = Field(min_length=1)
+    """Such as ``python -m sglang.launch_server …``, word by word; nothing is expanded."""
+    ready_url: str
+    """Answers 2xx once the server can serve, such as ``http://127.0.0.1:30000/health``."""
+    start_timeout_s: float = Field(default=1800.0, gt=0)
+    """From the start to the first answer of ``ready_url``; a 72B model takes minutes to load."""
+    probe_every_s: float = Field(default=2.0, gt=0)
+    hang_s: float = Field(default=180.0, gt=0)
+    """A server that was ready and does not answer for this long is killed and started again."""
+    stop_timeout_s: float = Field(default=10.0, gt=0)
+    """From SIGTERM to SIGKILL."""
+    restart: RestartConfig = RestartConfig()
+
+
 class UserService(Endpoint):
     """user_simulator."""
 
     port: int = 8104
-    backend: Literal["scripted", "openai"] = "scripted"
-    turn_timeout_s: float = 120.0
+    backend: Literal["auto", "scripted", "openai", "litellm"] = "auto"
+    """``auto``: openai where ``econfig.user_llm_base_url`` is set, else litellm where ``econfig.user_llm`` is, else scripted."""
+    turn_timeout_s: float = Field(default=120.0, gt=0)
+    """One turn, with all its retries and its resample."""
+    call_timeout_s: float = Field(default=60.0, gt=0)
+    """One request to the model; a stalled one is sent again while the turn has time."""
+    max_inflight_turns: int = Field(default=4096, ge=1)
+    """More are refused with 429."""
+    resample_temperature: float = Field(default=0.7, gt=0)
+    """Of the second sample of a turn, where the configured temperature is lower: at 0 another seed alone gives the same turn again."""
+    persona_guidelines: str = ""
+    """Stands where the benchmark's guidelines have ``<PERSONA_GUIDELINES>``; guidelines without that mark take none, as upstream."""
+    server: WrappedServerConfig | None = None
+    """The model server to start and watch; null = attach to the one at ``econfig.user_llm_base_url``."""
 
 
 class RunnerService(Endpoint):
@@ -74,6 +143,8 @@ class RunnerService(Endpoint):
     """Episodes in flight in this process."""
     lease_ttl_s: float = 20.0
     episode_timeout_s: float = 600.0
+    tool_timeout_s: float = Field(default=60.0, gt=0)
+    """Tool calls of one message, where the back end's tools run in a thread."""
     call_timeout_s: float = 300.0
 
 

@@ -57,6 +57,15 @@ class Demonstration(Wire):
     quality: Literal["complete", "gives_up", "skips_step"] = "complete"
 
 
+class Lineage(Wire):
+    """Where a relived episode branched off."""
+
+    episode_id: Id
+    attempt: int
+    turn: int
+    """The agent's turn of the original that was made anew; 0 is the first."""
+
+
 class RolloutRequest(Wire):
     """An episode waiting to be run."""
 
@@ -74,6 +83,8 @@ class RolloutRequest(Wire):
     demonstration: Demonstration | None = None
     attempt: int = Field(default=1, ge=1)
     """Counted by the store: 1 for the first lease."""
+    lineage: Lineage | None = None
+    """The original, for an episode that continues one."""
 
     @model_validator(mode="after")
     def _demo_has_a_script(self) -> "RolloutRequest":
@@ -105,14 +116,20 @@ class Failure(Wire):
 
     who: Owner
     why: str
+    final: bool = False
+    """No other attempt is wanted, whoever's fault it is: the episode was cancelled by request."""
 
 
 class Check(Wire):
-    """One part of the reward."""
+    """One thing that was looked at after the episode."""
 
     name: str
     passed: bool
     detail: str = ""
+    kind: str = ""
+    """The reward type it belongs to, such as ``DB`` or ``ACTION``."""
+    counts: bool = True
+    """Whether that type is in the reward basis; the others are there to be read."""
 
 
 class RewardInfo(Wire):
@@ -123,6 +140,10 @@ class RewardInfo(Wire):
     breakdown: dict[str, float] = {}
     """Reward type -> its factor; the reward is their product over the basis."""
     checks: list[Check] = []
+    pending: list[str] = []
+    """Reward types that nobody could decide, because the judge failed: the reward is the product of the others, so an upper bound."""
+    variant: str = ""
+    """Which reward variant was configured, for domains that have several (retail)."""
     note: str = ""
 
 
@@ -166,15 +187,28 @@ class Trajectory(Wire):
     termination_reason: str
     failure: Failure | None = None
     messages: list[dict[str, Any]] = []
-    """OpenAI chat format plus ``requestor`` on tool messages of the user's tools; the agent's system message is left out."""
+    """OpenAI chat format, plus on tool messages ``requestor`` where the user called and ``error`` where the call failed; the agent's system
+    message is left out."""
     n_turns: int = 0
     n_tool_errors: int = 0
     session_id: Id | None = None
     policy_versions: list[int] = []
     """Versions seen in call headers, ascending and without repeats."""
+    turn_rewards: list[float] = []
+    """What each agent call earned, in call order (services/agent_runner/credit.py); empty: the episode's reward stands for all of them."""
+    format_errors: list[int] = []
+    """Agent calls (0 is the first) whose tool call could not be parsed."""
+    user_faults: dict[str, int] = {}
+    """User turns by their fault label, ``ok`` included."""
+    end_state: list[str] = []
+    """Digests of the agent's and the user's database at the end; equal in two episodes of one task exactly where the states are."""
+    reward_variant: str = ""
+    """As in ``reward_info``, also where the episode failed."""
     sampling: Sampling
     seed: int = 0
     demonstration: Demonstration | None = None
+    lineage: Lineage | None = None
+    """The original, for an episode that was relived: the messages before that turn are the original's."""
     timings: Timings
 
     @model_validator(mode="after")

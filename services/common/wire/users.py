@@ -42,8 +42,12 @@ class Scenario(Wire):
     text: str
     """The whole scenario as prose, for a prompt."""
     domain: str = ""
+    persona: str = ""
     reason_for_call: str = ""
     known_info: str = ""
+    unknown_info: str = ""
+    task_instructions: str = ""
+    """How to behave; the whole of the instructions where a task has them in one piece."""
 
 
 class UserTurnBody(Wire):
@@ -69,9 +73,9 @@ class Fault(StrEnum):
     LEAKED_INSTRUCTIONS = "leaked_instructions"
     """The user quotes its own instructions."""
     PREMATURE_STOP = "premature_stop"
-    """The user ends the conversation before the agent could do anything."""
+    """The user ends the conversation before the agent could do what it was asked for."""
     OUT_OF_PROTOCOL = "out_of_protocol"
-    """Text and tool calls at once, an unknown tool, or arguments that are no JSON object."""
+    """Text and tool calls at once, an unknown tool, arguments that are no JSON object, or a mistyped stop token."""
     BACKEND_ERROR = "backend_error"
     """The model behind the user did not answer."""
 
@@ -87,3 +91,19 @@ class UserTurnReply(Wire):
     detail: str = ""
     """About the fault, for people."""
     attempts: int = 1
+    """Turns that were sampled; 2 where the first one had a fault."""
+
+
+class FaultsReply(Wire):
+    """GET /v1/faults: what this process has answered since it started."""
+
+    turns: int
+    counts: dict[Fault, int]
+    """Turns by the label they were answered with."""
+    rates: dict[Fault, float]
+    """The same as shares of all turns; empty before the first."""
+    first_samples: dict[Fault, int]
+    """Labels of first samples: how the model does without the resample."""
+    resampled: int
+    retries: int
+    """Requests to the model that were sent again because they failed."""
