@@ -105,7 +105,8 @@ class Catalog:
         return (await self._explained(self._loaded(lambda: self._open(domain)))).splits()[0]
 
     def _open(self, domain: str) -> DomainBackend:
-        return open_backend(domain, self._config.econfig.backend)
+        econfig = self._config.econfig
+        return open_backend(domain, econfig.backend, retrieval=econfig.banking_retrieval)
 
     def _task_set(self, domain: str, split: str) -> TaskSet:
         backend = self._open(domain)

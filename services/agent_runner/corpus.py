@@ -35,7 +35,7 @@ def conversations(config: ExperimentConfig, *, limit: int, seed: int) -> Iterato
     Raises `UnknownDomain` and `UnknownSplit` where there are no such tasks.
     """
     dataset = DatasetRef.parse(config.sft.dataset)
-    backend = open_backend(dataset.domain, config.econfig.backend)
+    backend = open_backend(dataset.domain, config.econfig.backend, retrieval=config.econfig.banking_retrieval)
     excluded = {task.task_id for task in backend.tasks(config.sft.exclude_split)}
     tasks = [task for task in backend.tasks(dataset.split) if task.task_id not in excluded]
     draw = random.Random(seed)

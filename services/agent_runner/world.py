@@ -6,7 +6,7 @@ Refuses what cannot be played before anything is spent on it.
 import asyncio
 from dataclasses import dataclass
 
-from services.agent_runner.domains import BackendName, DomainBackend, Session, TaskSpec, open_backend, warm_up
+from services.agent_runner.domains import BackendName, DomainBackend, Retrieval, Session, TaskSpec, open_backend, warm_up
 from services.agent_runner.messages import Message, read_history
 from services.agent_runner.offloop import off_loop
 from services.agent_runner.thinking import ThinkingSession
@@ -34,6 +34,7 @@ class Worlds:
 
     def __init__(self, config: ExperimentConfig) -> None:
         self._backend: BackendName = config.econfig.backend
+        self._retrieval: Retrieval = config.econfig.banking_retrieval
         self._thinking = config.econfig.add_thinking_tool
         self._timeout_s = config.services.agent_runner.tool_timeout_s
         self._loaded: dict[tuple[str, str], DomainBackend] = {}
@@ -62,6 +63,6 @@ class Worlds:
         return self._loaded[key]
 
     def _load(self, domain: str, split: str) -> DomainBackend:
-        backend = open_backend(domain, self._backend)
+        backend = open_backend(domain, self._backend, retrieval=self._retrieval)
         warm_up(backend, split)
         return backend

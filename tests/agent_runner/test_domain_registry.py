@@ -55,3 +55,14 @@ def test_workflow_differs_from_telecom_by_its_policy_alone():
     policies = {backend.policy(one, solo=solo) for backend in (manual, workflow) for solo in (False, True)}
     assert len(policies) == 4
     assert manual.new_session(one, solo=False).db_hashes() == workflow.new_session(other, solo=False).db_hashes()
+
+
+def test_the_way_to_the_banks_documents_is_part_of_its_back_end():
+    grep, golden = (
+        open_backend("banking_knowledge", "inspect_evals"),
+        open_backend("banking_knowledge", "inspect_evals", retrieval="golden_retrieval"),
+    )
+    task = grep.tasks("base")[0]
+    names = [{tool["function"]["name"] for tool in backend.tool_schemas(task, solo=False)} for backend in (grep, golden)]
+    assert names[0] - names[1] == {"grep"}
+    assert open_backend("retail", "inspect_evals", retrieval="full_kb") is open_backend("retail", "inspect_evals")

@@ -30,6 +30,7 @@ __all__ = [
     "EnvCall",
     "InvalidTaskFile",
     "Requestor",
+    "Retrieval",
     "Session",
     "TaskSpec",
     "ToolResult",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 BackendName = Literal["auto", "tau2", "inspect_evals"]
+Retrieval = Literal["no_knowledge", "full_kb", "golden_retrieval", "grep_only", "bm25", "bm25_grep"]
 
 FOLDER = "services.agent_runner.domains"
 PORT = f"{FOLDER}.inspect_evals:open_port"
@@ -60,8 +62,10 @@ DOMAINS: dict[str, str] = {
 _OPENING = threading.Lock()
 
 
-def open_backend(domain: str, backend: BackendName = "auto") -> DomainBackend:
+def open_backend(domain: str, backend: BackendName = "auto", *, retrieval: Retrieval = "grep_only") -> DomainBackend:
     """The back end of a domain, one per process; ``auto`` is upstream tau2 where that is installed, else inspect-evals.
+
+    ``retrieval`` is how a banking agent gets at the bank's documents; other domains have none.
 
     The first call for a domain imports a package (seconds). Raises `UnknownDomain`; ValueError or FileNotFoundError for missing data.
     """
@@ -69,12 +73,13 @@ def open_backend(domain: str, backend: BackendName = "auto") -> DomainBackend:
         raise UnknownDomain(f"domain: no back end for {domain!r}; known: {', '.join(DOMAINS)}")
     upstream = backend == "tau2" or (backend == "auto" and _resolve(f"{FOLDER}.tau2:tau2_available")())
     with _OPENING:
-        return _open(UPSTREAM if upstream else DOMAINS[domain], domain)
+        options = (retrieval,) if domain == "banking_knowledge" else ()
+        return _open(UPSTREAM if upstream else DOMAINS[domain], domain, *options)
 
 
 @cache
-def _open(opener: str, domain: str) -> DomainBackend:
-    return _resolve(opener)(domain)
+def _open(opener: str, *arguments: str) -> DomainBackend:
+    return _resolve(opener)(*arguments)
 
 
 def _resolve(name: str) -> Any:

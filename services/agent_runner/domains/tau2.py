@@ -63,18 +63,19 @@ def upstream(module: str) -> Any:
         return importlib.import_module(f"{PACKAGE}.{module}")
 
 
-def open_tau2(domain: str) -> "Tau2Backend":
+def open_tau2(domain: str, retrieval: str = DEFAULT_VARIANT) -> "Tau2Backend":
     """The back end of a domain. Raises `UnknownDomain`, FileNotFoundError where ``TAU2_DATA_DIR`` has no data."""
     if domain not in WORLDS:
         raise UnknownDomain(f"domain: tau2 has no domain {domain!r}; it has {', '.join(WORLDS)}")
-    return Tau2Backend(domain)
+    return Tau2Backend(domain, retrieval)
 
 
 class Tau2Backend:
     """One domain of upstream's. Data is read and validated on first use, once per process."""
 
-    def __init__(self, domain: str) -> None:
+    def __init__(self, domain: str, retrieval: str = DEFAULT_VARIANT) -> None:
         self.domain = domain
+        self._retrieval = retrieval
         self._data: Path = upstream("utils.utils").DATA_DIR / "tau2"
         self._folder = self._data / "domains" / WORLDS[domain].folder
         if not self._folder.is_dir():
@@ -138,7 +139,7 @@ class Tau2Backend:
 
     @cached_property
     def _world(self) -> World:
-        return World(self.domain, WORLDS[self.domain], self._folder, upstream, DEFAULT_VARIANT)
+        return World(self.domain, WORLDS[self.domain], self._folder, upstream, self._retrieval)
 
     @cached_property
     def _agent_schemas(self) -> dict[str, Schema]:

@@ -168,6 +168,8 @@ class EnvConfig(Section):
     invalid_format_penalty: float = Field(default=0.0, ge=0)
     """Subtracted at the turn whose tool call could not be parsed. AReaL's own default, 0.1, is read by nothing there."""
     backend: Literal["auto", "inspect_evals", "tau2"] = "auto"
+    banking_retrieval: Literal["no_knowledge", "full_kb", "golden_retrieval", "grep_only", "bm25", "bm25_grep"] = "grep_only"
+    """How an agent of banking_knowledge gets at the bank's documents (docs/banking.md)."""
     enforce_communication_protocol: bool = False
     """A message with both text and tool calls ends the episode as an error of whoever sent it (upstream's ``validate_communication``)."""
     retail_reward: Literal["db", "db+communicate", "db+judge"] = "db+judge"
