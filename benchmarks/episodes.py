@@ -35,10 +35,10 @@ from services.agent_runner.episode import EpisodePlayer
 from services.agent_runner.evaluator import Outcome, References, evaluate
 from services.agent_runner.messages import Message, ToolCall
 from services.agent_runner.orchestrator import Tools, Trace, play
+from services.agent_runner.pacing import Pace, PacedClient
 from services.agent_runner.protocol import Conversation
 from services.agent_runner.proxy import ProxyClient
 from services.common.config import ExperimentConfig
-from services.common.http import ServiceClient
 from services.common.wire.rollouts import Kind, RolloutRequest, TaskRef
 
 HERE = Path(__file__).parent
@@ -161,8 +161,9 @@ async def over_http(config: ExperimentConfig, url: str, requests: list[RolloutRe
     """Plays all requests at once and says what it took."""
     gc.collect()
     rss = psutil.Process().memory_info().rss
-    proxy_http = ServiceClient("policy_proxy", url, timeout_s=120)
-    users_http = ServiceClient("user_simulator", url, timeout_s=120)
+    pace = Pace()
+    proxy_http = PacedClient("policy_proxy", url, pace, timeout_s=120)
+    users_http = PacedClient("user_simulator", url, pace, timeout_s=120)
     async with proxy_http, users_http, measured_lag() as lag:
         player = EpisodePlayer(config, ProxyClient(proxy_http, call_timeout_s=120), users_http)
         peak = asyncio.create_task(_peak_rss())

@@ -18,7 +18,7 @@ from services.agent_runner.events import Phase
 from services.agent_runner.judge import open_judge
 from services.agent_runner.live import LiveEpisodes
 from services.agent_runner.metrics import RunnerMetrics
-from services.agent_runner.pacing import LoopLag
+from services.agent_runner.pacing import LoopLag, Pace, PacedClient
 from services.agent_runner.proxy import ProxyClient
 from services.agent_runner.replay import Replays
 from services.agent_runner.sse import Streams
@@ -54,11 +54,11 @@ class Clients:
     @classmethod
     def of(cls, config: ExperimentConfig) -> "Clients":
         """Clients for the addresses in the config; nothing is connected yet."""
-        url = config.services.url
+        url, pace = config.services.url, Pace()
         return cls(
             store=ServiceClient("trajectory_store", url("trajectory_store"), timeout_s=SHORT_CALL_S, headers=common.admin_headers()),
-            proxy=ServiceClient("policy_proxy", url("policy_proxy"), timeout_s=SHORT_CALL_S, retry_s=RETRY_S),
-            users=ServiceClient("user_simulator", url("user_simulator"), timeout_s=SHORT_CALL_S, retry_s=RETRY_S),
+            proxy=PacedClient("policy_proxy", url("policy_proxy"), pace, timeout_s=SHORT_CALL_S, retry_s=RETRY_S),
+            users=PacedClient("user_simulator", url("user_simulator"), pace, timeout_s=SHORT_CALL_S, retry_s=RETRY_S),
         )
 
     async def answers(self, *, users: bool) -> dict[str, str]:

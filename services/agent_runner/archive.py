@@ -110,4 +110,5 @@ def _info(config: ExperimentConfig, wanted: Wanted, backend: DomainBackend, task
         user_arguments=env.user_llm_args or {},
         user_guidelines=None if wanted.solo else backend.user_guidelines(task),
         tool_kinds=backend.tool_kinds() if isinstance(backend, KnowsToolKinds) else {},
+        retrieval=env.banking_retrieval if wanted.domain == "banking_knowledge" else None,
     )

@@ -1,4 +1,4 @@
-"""Owns how late the event loop runs, and how episodes share it: in what pace they begin, and in what pace their turns do.
+"""Owns how late the event loop runs, and how episodes share it: in what pace they begin, and in what pace they go on.
 
 One process plays thousands of episodes on one loop. What is due at the same instant, such as the start of a large lease or the answers
 that came in while a core was busy, would hold up every other episode, the heartbeat and the health routes; so it is spread. Refuses to
@@ -8,14 +8,18 @@ limit how many episodes run: that is the worker's capacity.
 import asyncio
 import time
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from services.common.http import ServiceClient
 
 PROBE_EVERY_S = 0.02
 PROBES_KEPT = 3000
 """A minute."""
 SHORTEST_GAP_S, LONGEST_GAP_S = 0.001, 0.01
 """Between the starts of two episodes: 1,000 a second on an idle loop, 100 on one that is late anyway."""
-TURNS_AT_ONCE = 8
-"""Turns begun per round of the event loop, about 20 ms of work with what their answers cause."""
+STEPS_AT_ONCE = 12
+"""Steps begun per round of the event loop, each of half a millisecond."""
 
 
 class LoopLag:
@@ -53,20 +57,20 @@ class Turnstile:
 
 
 class Pace:
-    """Lets so many turns begin per round of the event loop, first come first served; nobody waits on a loop that is idle.
+    """Lets so many steps begin per round of the event loop, first come first served; nobody waits on a loop that is idle.
 
-    Where more is due than one core can do, turns queue up here and not in the loop. And since answers come back in the pace in which
+    Where more is due than one core can do, it queues up here and not in the loop. And since answers come back in the pace in which
     calls were made, they do not come in crowds either.
     """
 
-    def __init__(self, at_once: int = TURNS_AT_ONCE) -> None:
+    def __init__(self, at_once: int = STEPS_AT_ONCE) -> None:
         self._at_once = at_once
         self._left = at_once
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._round_ends = False
 
-    async def turn(self) -> None:
-        """Returns when the next turn may begin."""
+    async def step(self) -> None:
+        """Returns when the next step may begin."""
         loop = asyncio.get_running_loop()
         if not self._round_ends:
             self._round_ends = True
@@ -89,3 +93,23 @@ class Pace:
         self._round_ends = bool(self._waiting)
         if self._round_ends:
             loop.call_soon(self._next_round, loop)
+
+
+class PacedClient(ServiceClient):
+    """A client of a service that episodes wait for: what leads to a call, and what follows from its answer, is a step each.
+
+    GET is not held up: only health checks use it.
+    """
+
+    def __init__(self, name: str, base_url: str, pace: Pace, *, timeout_s: float = 30.0, retry_s: float = 0.0) -> None:
+        super().__init__(name, base_url, timeout_s=timeout_s, retry_s=retry_s)
+        self._pace = pace
+
+    async def request_full(self, method: str, path: str, **kwargs: Any) -> tuple[bytes, Mapping[str, str]]:
+        """As `ServiceClient.request_full`, in the common pace."""
+        if method == "GET":
+            return await super().request_full(method, path, **kwargs)
+        await self._pace.step()
+        answer = await super().request_full(method, path, **kwargs)
+        await self._pace.step()
+        return answer

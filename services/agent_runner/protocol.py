@@ -143,7 +143,7 @@ class Conversation:
             return
         self._route(Role.AGENT, message)
         if self.solo and STOP in (message.content or ""):
-            if message.tool_calls and not opening:
+            if message.tool_calls:
                 self._end(Termination.AGENT_ERROR, "a stop token beside tool calls")
                 return
             self._to = Role.USER

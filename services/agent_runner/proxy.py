@@ -12,7 +12,6 @@ import orjson
 
 from services.agent_runner.messages import Json
 from services.agent_runner.orchestrator import ContextExceeded
-from services.agent_runner.pacing import Pace
 from services.common.app import admin_headers
 from services.common.errors import RemoteError
 from services.common.http import ServiceClient
@@ -49,7 +48,6 @@ class ProxyClient:
     def __init__(self, client: ServiceClient, *, call_timeout_s: float) -> None:
         self._client = client
         self._call_timeout_s = call_timeout_s
-        self._pace = Pace()
 
     async def open(self, session_id: str, ttl_s: float) -> Grant:
         """Opens a session; idempotent."""
@@ -68,7 +66,6 @@ class ProxyClient:
         await self._call(f"/v1/sessions/{grant.session_id}/demonstrations", call_id, body, admin_headers())
 
     async def _call(self, path: str, call_id: str, body: Json, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
-        await self._pace.turn()
         keyed = {**headers, "Idempotency-Key": call_id}
         timeout_s = self._call_timeout_s
         try:

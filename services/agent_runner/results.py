@@ -116,9 +116,9 @@ def simulation(one: Trajectory, task: TaskSpec, trial: int, tool_kinds: Mapping[
         "end_time": _timestamp(started + seconds),
         "duration": seconds,
         "termination_reason": INFRASTRUCTURE_ERROR if failed else one.termination_reason,
-        # Served by ourselves: no tokens were bought.
+        # The policy is served by ourselves, so its tokens cost nothing; what the user's model costs is not recorded.
         "agent_cost": 0.0,
-        "user_cost": 0.0,
+        "user_cost": None,
         "reward_info": None if failed or one.reward_info is None else reward_info(one.reward_info, task, tool_kinds),
         "messages": _messages(one),
         "trial": trial,
@@ -152,7 +152,8 @@ def message_json(raw: Json) -> Json:
     if message.role == "tool":
         answer: Json = {"id": message.tool_call_id, "role": "tool", "content": message.content, "requestor": message.requestor}
         return answer | {"error": message.error}
-    spoken: Json = {"role": message.role, "content": message.content, "tool_calls": _calls(message), "cost": 0.0}
+    cost = 0.0 if message.role == "assistant" else None
+    spoken: Json = {"role": message.role, "content": message.content, "tool_calls": _calls(message), "cost": cost}
     return spoken | ({"raw_data": {"message": raw}} if raw.get("reasoning_content") else {})
 
 

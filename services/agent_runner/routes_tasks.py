@@ -53,7 +53,7 @@ class TaskList(Wire):
     source: str
     n_tasks: int
     floor: float | None
-    """Mean reward of doing nothing, over all tasks of the split."""
+    """Mean reward of doing nothing over all tasks of the split that can be played this way; null where there are none."""
     tasks: list[TaskView]
     next: int | None = None
     """What to give as ``after`` for the rest."""

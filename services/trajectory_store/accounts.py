@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from services.common.wire.store import Counts
 from services.trajectory_store.states import EpisodeState, GroupState
 
+EXAMPLES_PER_REASON = 5
+"""Episodes that the drop ledger names for each reason."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -21,7 +24,7 @@ class Tally:
     running: int
     ready_groups: int
     counters: Mapping[str, int]
-    """final, leased, trained, dropped, retries, duplicates_refused, duplicated."""
+    """final, leased, trained, dropped, retries, superseded, duplicates_refused, duplicated."""
     drops: Mapping[str, int]
 
 
@@ -45,6 +48,8 @@ class GroupFacts:
     state: str
     size: int
     finals: int
+    deliver: int
+    """Members that its batch hands out, once it is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class KindSnapshot:
     groups: list[GroupFacts]
     counters: Mapping[str, int]
     drops: Mapping[str, int]
+    retired: Mapping[str, int]
+    """trained and ``dropped:<reason>`` of episodes whose records are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,7 @@ def counts_of(tally: Tally) -> Counts:
         duplicated=counter("duplicated", 0),
         drops=dict(tally.drops),
         retries=counter("retries", 0),
+        superseded=counter("superseded", 0),
         duplicates_refused=counter("duplicates_refused", 0),
     )
 
@@ -148,30 +156,36 @@ def _episode_problems(kind: KindSnapshot, completed: set[str]) -> Iterator[str]:
 
 def _group_problems(kind: KindSnapshot, _completed: set[str]) -> Iterator[str]:
     finals = Counter(episode.group for episode in kind.episodes if episode.state == EpisodeState.FINAL)
-    consumed = Counter(episode.group for episode in kind.episodes if episode.consumed)
+    waiting = Counter(episode.group for episode in kind.episodes if episode.state == EpisodeState.FINAL and not episode.consumed)
     ready = set(kind.ready)
     for group in kind.groups:
         if group.finals != finals[group.group_id]:
             yield f"group {group.group_id} counts {group.finals} final members of {finals[group.group_id]}"
-        if (group.state == GroupState.OPEN) != (group.finals < group.size):
-            yield f"group {group.group_id} is {group.state} with {group.finals} of {group.size} members final"
+        if group.state == GroupState.OPEN and group.finals == group.size:
+            yield f"group {group.group_id} is open with {group.finals} of {group.size} members final"
         if (group.state == GroupState.READY) != (group.group_id in ready):
             yield f"group {group.group_id} is {group.state} and {'is' if group.group_id in ready else 'is not'} in the ready queue"
-        if consumed[group.group_id] != (group.size if group.state == GroupState.DONE else 0):
-            yield f"group {group.group_id} is {group.state} with {consumed[group.group_id]} members trained or dropped"
+        unsettled = 0 if group.state == GroupState.DONE else group.deliver
+        if group.state != GroupState.OPEN and waiting[group.group_id] != unsettled:
+            yield f"group {group.group_id} is {group.state} with {waiting[group.group_id]} members neither trained nor dropped"
 
 
 def _counter_problems(kind: KindSnapshot, _completed: set[str]) -> Iterator[str]:
+    drops = Counter(episode.reason for episode in kind.episodes if episode.consumed == "dropped")
+    for name, count in kind.retired.items():
+        if name.startswith("dropped:"):
+            drops[name.removeprefix("dropped:")] += count
+    trained = sum(episode.consumed == "trained" for episode in kind.episodes) + kind.retired.get("trained", 0)
+    retired = sum(count for name, count in kind.retired.items() if name != "adhoc")
     recount = {
-        "final": sum(episode.state == EpisodeState.FINAL for episode in kind.episodes),
-        "trained": sum(episode.consumed == "trained" for episode in kind.episodes),
-        "dropped": sum(episode.consumed == "dropped" for episode in kind.episodes),
-        "leased": sum(group.size for group in kind.groups if group.state == GroupState.LEASED),
+        "final": sum(episode.state == EpisodeState.FINAL for episode in kind.episodes) + retired,
+        "trained": trained,
+        "dropped": drops.total(),
+        "leased": sum(group.deliver for group in kind.groups if group.state == GroupState.LEASED),
         "duplicated": 0,
     }
     for name, value in recount.items():
         if kind.counters.get(name, 0) != value:
             yield f"the counter {name} says {kind.counters.get(name, 0)}, the records say {value}"
-    drops = Counter(episode.reason for episode in kind.episodes if episode.consumed == "dropped")
     if dict(drops) != dict(kind.drops):
         yield f"the drop ledger says {dict(kind.drops)}, the records say {dict(drops)}"

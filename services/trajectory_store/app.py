@@ -8,28 +8,39 @@ from fastapi import FastAPI
 from services.common import app as common
 from services.common.background import Background
 from services.common.config import ExperimentConfig
-from services.trajectory_store.routes import batches, ledger, rollouts, sessions, trajectories
-from services.trajectory_store.store import build_store
+from services.trajectory_store.admission import BodyBudget
+from services.trajectory_store.dumper import Dumper
+from services.trajectory_store.routes import batches, events, ledger, queue, rollouts, sessions, trajectories
+from services.trajectory_store.tenants import Tenants, TrialPath, check_own_name
+from services.trajectory_store.upkeep import Upkeep
 
 
 def create_app(config: ExperimentConfig) -> FastAPI:
     """The service. It starts without Redis and says so in ``/readyz`` until Redis answers."""
-    store = build_store(config)
+    check_own_name(config)
+    settings = config.services.trajectory_store
+    tenants = Tenants(config)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        gauge = app.state.metrics.gauge("episodes", "Counts of the ledger", ("kind", "count"))
+        upkeep = Upkeep(tenants, app.state.metrics)
         async with Background() as background:
-            background.start("sweeper", store.keep_sweeping)
-            background.start("gauges", lambda: store.keep_gauges(gauge))
+            background.start("sweeper", upkeep.keep_sweeping)
+            background.start("packer", upkeep.keep_packing)
+            background.start("tidier", upkeep.keep_tidy)
+            if settings.dump_to_file:
+                background.start("dumper", Dumper(config, tenants).keep_dumping)
             yield
-        await store.database.close()
+        await tenants.server.close()
 
     async def readiness() -> dict[str, str]:
-        return {"redis": await store.database.health()}
+        return {"redis": await tenants.server.health()}
 
     # Sessions come first: routes are matched in order, and two session routes run for every call of the policy.
-    routers = [sessions.router(), rollouts.router(), trajectories.router(), batches.router(), ledger.router()]
-    app = common.create_app("trajectory_store", lifespan=lifespan, readiness=readiness, routers=routers)
-    app.state.store = store
+    modules = (sessions, rollouts, trajectories, batches, queue, events, ledger)
+    app = common.create_app("trajectory_store", lifespan=lifespan, readiness=readiness, routers=[each.router() for each in modules])
+    app.add_middleware(TrialPath)
+    app.state.tenants = tenants
+    app.state.listeners = set()
+    app.state.bodies = BodyBudget(settings.max_body_mb * 2**20, settings.max_inflight_body_mb * 2**20)
     return app

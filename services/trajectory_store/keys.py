@@ -1,12 +1,27 @@
-"""Owns the names of all Redis keys of one trial. Nobody else spells a key; the Lua scripts get the same functions by `lua_keys`.
+"""Owns the names of all Redis keys and which of them expire. Nobody else spells a key; the Lua scripts get the same ones by `lua_keys`.
 
-All keys share one hash tag, so that a trial lives on one node of a Redis Cluster and a script may touch all of them.
-A property is one key; a method is one key per kind, id or reason.
+The keys of a trial share one hash tag, so that a trial lives on one node of a Redis Cluster and a script may touch all of them.
+A property is one key; a method is one key per kind, id or reason. docs/store.md has the same names as a table.
 """
+
+from collections.abc import Mapping
+
+TRIALS = "fd:trials"
+"""set: ``experiment/trial`` of every trial that was ever written to. The one key that belongs to no trial."""
+
+ENDED_BATCH_TTL_S = 7 * 86400
+"""A batch that was acked, nacked or expired is remembered this long for the sake of repeated requests."""
+
+EXPIRES: Mapping[str, str] = {
+    "session": "session_ttl_s after the session was opened, unless a trajectory names it",
+    "batch": "7 days after it ended",
+    "events": "capped at about 10,000 entries",
+}
+"""When the keys go that go by themselves. Everything else goes by state: retention, or the end of the trial."""
 
 
 class Keys:
-    """The keys of one trial. Nothing expires by itself (no TTLs): what goes is decided by state, never by the clock of a key."""
+    """The keys of one trial."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -19,15 +34,15 @@ class Keys:
     # Episodes
 
     def episode(self, episode_id: str) -> str:
-        """hash: state, kind, group, order, request, attempt, failures, lease, worker, head, consumed, reason, …"""
+        """hash: state, kind, group, order, request, attempt, failures, lease, worker, head, oldest, session, bytes, consumed, reason, …"""
         return f"{self.prefix}episode:{episode_id}"
 
     def messages(self, episode_id: str) -> str:
-        """string: the messages of the trajectory as JSON, apart from its head so that listings stay light."""
+        """string: the messages of the trajectory (JSON, zstd or a spilled file's name), apart from its head so that listings stay light."""
         return f"{self.prefix}messages:{episode_id}"
 
     def episodes(self, kind: str) -> str:
-        """set: every episode id ever enqueued."""
+        """set: every episode id ever enqueued and not retired."""
         return f"{self.prefix}episodes:{kind}"
 
     @property
@@ -42,7 +57,7 @@ class Keys:
 
     @property
     def sequence(self) -> str:
-        """hash: the last number given out for enqueue order, completion and group readiness."""
+        """hash: the last number given out for enqueue order, completion, group readiness, and the beat that sees lost writes."""
         return f"{self.prefix}sequence"
 
     # Rollout queue
@@ -64,16 +79,26 @@ class Keys:
         """hash: lease id -> episode id, while the lease holds."""
         return f"{self.prefix}lease_episode"
 
+    @property
+    def paused(self) -> str:
+        """hash: kinds of which nothing is leased -> why."""
+        return f"{self.prefix}paused"
+
     # Sessions
 
     def session(self, session_id: str) -> str:
-        """hash: created, sealed, ``i:<call>`` open intents, ``c:<call>`` encoded call records."""
+        """hash: created, sealed, ``i:<call>`` open intents, ``c:<call>`` encoded call records; once packed: tree, n_calls."""
         return f"{self.prefix}session:{session_id}"
+
+    @property
+    def unpacked(self) -> str:
+        """list: sessions of final trajectories whose call records are not packed yet, each with its episode."""
+        return f"{self.prefix}unpacked"
 
     # Groups and batches
 
     def group(self, group_id: str) -> str:
-        """hash: state, kind, size, finals, ready_number, batch."""
+        """hash: state, kind, size, finals, scored, quorum, started, overdue, ready_number, deliver, batch."""
         return f"{self.prefix}group:{group_id}"
 
     def members(self, group_id: str) -> str:
@@ -88,12 +113,16 @@ class Keys:
         """set: groups with members that are not final."""
         return f"{self.prefix}open_groups:{kind}"
 
+    def deadlines(self, kind: str) -> str:
+        """zset: groups that may be delivered without their last members, by the time from which on."""
+        return f"{self.prefix}deadlines:{kind}"
+
     def ready(self, kind: str) -> str:
         """zset: ready groups in the order in which they became ready; a group that comes back keeps its place."""
         return f"{self.prefix}ready:{kind}"
 
     def batch(self, batch_id: str) -> str:
-        """hash: state, kind, consumer, groups, step, policy_version."""
+        """hash: state, kind, consumer, groups, sizes, step, policy_version."""
         return f"{self.prefix}batch:{batch_id}"
 
     def batch_leases(self, kind: str) -> str:
@@ -107,7 +136,7 @@ class Keys:
     # Ledger
 
     def counts(self, kind: str) -> str:
-        """hash: final, leased, trained, dropped, retries, duplicates_refused, duplicated."""
+        """hash: final, leased, trained, dropped, retries, superseded, duplicates_refused, duplicated, barren."""
         return f"{self.prefix}counts:{kind}"
 
     def drops(self, kind: str) -> str:
@@ -117,6 +146,41 @@ class Keys:
     def drop_examples(self, reason: str) -> str:
         """list: the first few episodes dropped for a reason."""
         return f"{self.prefix}drop_examples:{reason}"
+
+    @property
+    def alarms(self) -> str:
+        """hash: name of an alarm that is raised -> its text."""
+        return f"{self.prefix}alarms"
+
+    @property
+    def losses(self) -> str:
+        """hash: beat at which acknowledged writes were found missing -> what is known about them."""
+        return f"{self.prefix}losses"
+
+    @property
+    def totals(self) -> str:
+        """hash: bytes of all bodies, and where the dumper is."""
+        return f"{self.prefix}totals"
+
+    @property
+    def events(self) -> str:
+        """stream: what happened, for people and dashboards."""
+        return f"{self.prefix}events"
+
+    # Retention
+
+    @property
+    def retirable(self) -> str:
+        """zset: ``g:<group>`` and ``e:<ad-hoc episode>`` that retention may remove, by the time since when."""
+        return f"{self.prefix}retirable"
+
+    def retired(self, kind: str) -> str:
+        """set: ids of retired episodes, so that a repeated request is still known."""
+        return f"{self.prefix}retired:{kind}"
+
+    def retired_counts(self, kind: str) -> str:
+        """hash: trained, ``dropped:<reason>``, adhoc -> retired episodes."""
+        return f"{self.prefix}retired_counts:{kind}"
 
     # Experiment
 

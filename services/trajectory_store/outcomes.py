@@ -10,9 +10,13 @@ import orjson
 from pydantic import ValidationError
 
 from services.common.wire.rollouts import SCHEMA_VERSION, Failure, Owner, RolloutRequest, Status, TaskStamp, Timings, Trajectory
+from services.trajectory_store.tree_codec import expand, squeeze
 
 RETRYABLE = frozenset({Owner.USER, Owner.ENV, Owner.INFRA, Owner.JUDGE})
 """Whose failures another attempt may not meet. A failure of the policy is the policy's result."""
+
+CANCELLED = "cancelled: "
+"""How the reason of a cancelled episode begins (lua/cancel.lua)."""
 
 
 class SchemaTooNew(ValueError):
@@ -21,9 +25,13 @@ class SchemaTooNew(ValueError):
 
 def read_trajectory(body: bytes) -> Trajectory:
     """A trajectory from JSON. Raises `SchemaTooNew`, pydantic's ValidationError, or ValueError where it is no JSON object."""
-    raw: Any = orjson.loads(body)
+    return trajectory_of(orjson.loads(body))
+
+
+def trajectory_of(raw: Any) -> Trajectory:
+    """A trajectory from decoded JSON or msgpack. Raises as `read_trajectory`."""
     if not isinstance(raw, dict):
-        raise ValueError("body: expected a JSON object")
+        raise ValueError("body: expected an object")
     fields = cast("dict[str, Any]", raw)
     version = fields.get("schema_version", SCHEMA_VERSION)
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -39,18 +47,29 @@ def explain(error: ValidationError) -> tuple[str, str]:
 
 def is_retryable(trajectory: Trajectory) -> bool:
     """Whether another attempt may end differently through no change of the policy."""
-    return trajectory.failure is not None and trajectory.failure.who in RETRYABLE
+    failure = trajectory.failure
+    return failure is not None and failure.who in RETRYABLE and not failure.final
+
+
+def drop_reason(trajectory: Trajectory) -> str:
+    """Why the store itself drops a final trajectory, "" where the trainer decides."""
+    return "cancelled" if trajectory.failure is not None and trajectory.failure.final else ""
+
+
+def oldest_version(trajectory: Trajectory) -> int | None:
+    """The oldest policy version that answered; None where none is known."""
+    return min(trajectory.policy_versions, default=None)
 
 
 def split(trajectory: Trajectory) -> tuple[bytes, bytes]:
-    """(head, messages) as JSON: a listing reads only heads."""
+    """(head, messages) as JSON, the messages compressed where that pays: a listing reads only heads."""
     head = trajectory.model_dump(mode="json", exclude={"messages"})
-    return orjson.dumps(head), orjson.dumps(trajectory.messages)
+    return orjson.dumps(head), squeeze(orjson.dumps(trajectory.messages))
 
 
 def joined(head: Mapping[str, Any], messages: bytes | None) -> dict[str, Any]:
     """Inverse of `split`."""
-    return {**head, "messages": orjson.loads(messages or b"[]")}
+    return {**head, "messages": orjson.loads(expand(messages or b"[]"))}
 
 
 def failed_head(request: bytes, attempt: int, who: str, why: str, leased_at: float, final_at: float) -> dict[str, Any]:
@@ -67,7 +86,7 @@ def failed_head(request: bytes, attempt: int, who: str, why: str, leased_at: flo
         stamp=TaskStamp(source="unreported", digest=""),
         status=Status.FAILED,
         termination_reason="unreported",
-        failure=Failure(who=Owner(who), why=why),
+        failure=Failure(who=Owner(who), why=why, final=why.startswith(CANCELLED)),
         sampling=wanted.sampling,
         seed=wanted.seed,
         demonstration=wanted.demonstration,

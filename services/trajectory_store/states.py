@@ -26,12 +26,12 @@ class GroupState(StrEnum):
 
     NEW = ""
     OPEN = "open"
-    """Not all members are final."""
+    """Not all members are final, and the deadline is not over or the quorum not reached."""
     READY = "ready"
     LEASED = "leased"
     """In a batch that is not acked."""
     DONE = "done"
-    """Acked: every member is trained or dropped."""
+    """Every member that was final when the group became ready is trained or dropped; later ones are dropped as late."""
 
 
 class BatchState(StrEnum):
@@ -55,15 +55,17 @@ EPISODE_EDGES: Edges = {
     EpisodeState.DELAYED: frozenset({EpisodeState.QUEUED, EpisodeState.FINAL}),
     EpisodeState.FINAL: frozenset(),
 }
-"""new → final is an ad-hoc episode; queued or delayed → final is an earlier attempt that reports late and wins."""
+"""new → final is an ad-hoc episode; queued or delayed → final is an earlier attempt that reports late and wins, or a cancellation."""
 
 GROUP_EDGES: Edges = {
     GroupState.NEW: frozenset({GroupState.OPEN}),
-    GroupState.OPEN: frozenset({GroupState.READY}),
-    GroupState.READY: frozenset({GroupState.LEASED}),
+    GroupState.OPEN: frozenset({GroupState.READY, GroupState.DONE}),
+    GroupState.READY: frozenset({GroupState.LEASED, GroupState.DONE}),
     GroupState.LEASED: frozenset({GroupState.READY, GroupState.DONE}),
     GroupState.DONE: frozenset(),
 }
+
+"""open → done is a group without a member to deliver (all cancelled); ready → done is one whose members are all too old."""
 
 BATCH_EDGES: Edges = {
     BatchState.NEW: frozenset({BatchState.LEASED}),

@@ -119,6 +119,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.queue: list[RolloutRequest] = []
+        self.limits: list[int] = []
         self.leased: dict[str, RolloutRequest] = {}
         self.lost: set[str] = set()
         self.heartbeats = 0
@@ -136,6 +137,7 @@ class FakeStore:
 
     async def lease(self, request: Request) -> Json:
         body = await request.json()
+        self.limits.append(body["limit"])
         for _ in range(20):
             if self.queue:
                 break

@@ -114,6 +114,10 @@ def test_an_answer_cut_off_by_the_budget_says_length(proxy: ProxyUnderTest) -> N
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "look_up"}}}, "tool_choice"),
         ({"logprobs": True}, "logprobs"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"frequency_penalty": 0.1}, "frequency_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"frobnicate": 1}, "frobnicate"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
@@ -139,6 +143,19 @@ def test_what_cannot_be_honoured_is_refused_by_name(proxy: ProxyUnderTest, body:
     assert param in error["message"]
     assert error["type"] == "invalid_request_error"
     assert session.records == []
+
+
+def test_what_clients_send_to_say_the_default_is_taken(proxy: ProxyUnderTest) -> None:
+    same = {"n": 1, "stream": False, "parallel_tool_calls": True, "frequency_penalty": 0.0, "presence_penalty": 0, "top_p": 1.0}
+    notes = {
+        "store": True,
+        "metadata": {"run": "1"},
+        "user": "someone",
+        "response_format": {"type": "text"},
+        "logprobs": False,
+        "seed": None,
+    }
+    assert proxy.open().post([user("hi")], **same, **notes).status_code == 200
 
 
 def test_the_sdk_raises_its_own_error_for_a_prompt_that_is_too_long(make_proxy: MakeProxy) -> None:

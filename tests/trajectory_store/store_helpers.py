@@ -1,10 +1,12 @@
 """What the tests of the store share: a real Redis and a real store to start, stop and kill, and builders of wire objects."""
 
+import asyncio
 import http.client
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -51,9 +53,12 @@ def redis_executable() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port < 55_000:  # a node of a Redis Cluster also listens 10,000 above
+            return port
 
 
 def wait_until(check: Any, timeout_s: float = 10.0, what: str = "the condition") -> None:
@@ -76,15 +81,20 @@ class RedisServer:
     def start(self) -> None:
         place = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
         with (self.folder / "redis.log").open("ab") as out:
-            self._process = subprocess.Popen([redis_executable(), *place, *self._options], stdout=out, stderr=out)
-        wait_until(self.answers, what="redis-server")
+            command = [redis_executable(), *place, *self._options]
+            self._process = subprocess.Popen(command, stdout=out, stderr=out, restore_signals=False)
+        try:
+            wait_until(self.answers, what="redis-server")
+        except BaseException:
+            self.kill()
+            raise
 
     def answers(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), 0.5) as connection:
                 connection.settimeout(0.5)
                 connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith(b"+PONG")
+                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 
@@ -112,6 +122,64 @@ class RedisServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.kill()
+
+
+class Front(threading.Thread):
+    """A TCP server in front of another: adds TLS as a cloud provider does, or latency, or stops answering."""
+
+    def __init__(self, backend: int, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(daemon=True)
+        self.port = free_port()
+        self.delay_s = 0.0
+        """Before every answer."""
+        self._backend, self._tls = backend, tls
+        self._loop = asyncio.new_event_loop()
+        self._done, self._ready = asyncio.Event(), threading.Event()
+
+    def run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._forward, "127.0.0.1", self.port, ssl=self._tls)
+        self._ready.set()
+        await self._done.wait()
+        server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0.05)  # closed transports say good-bye in the next rounds of the loop
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        streams, tasks = [writer], []
+        try:
+            back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._backend)
+            streams.append(back_writer)
+            moves = [self._copy(reader, back_writer, slow=False), self._copy(back_reader, writer, slow=True)]
+            tasks = [asyncio.ensure_future(move) for move in moves]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for stream in streams:
+                stream.transport.abort()
+            for task in tasks:
+                task.cancel()
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, slow: bool) -> None:
+        while data := await source.read(65536):
+            if slow:
+                await asyncio.sleep(self.delay_s)
+            target.write(data)
+            await target.drain()
+
+    def __enter__(self) -> Self:
+        self.start()
+        assert self._ready.wait(5)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._loop.call_soon_threadsafe(self._done.set)
+        self.join(5)
 
 
 def make_config(redis_url: str, **settings: Any) -> ExperimentConfig:

@@ -30,7 +30,7 @@ def raw(redis_server: RedisServer) -> Iterator["redis.Redis[bytes]"]:
         (lambda raw: raw.hincrby(KEYS.counts("train"), "trained", 1), "the counter trained says 2, the records say 1"),
         (lambda raw: raw.hincrby(KEYS.counts("train"), "duplicated", 1), "the counter duplicated says 1"),
         (lambda raw: raw.hset(KEYS.drops("train"), "stale", 7), "the drop ledger says {'stale': 7}"),
-        (lambda raw: raw.hdel(KEYS.episode("g1.0"), "consumed"), "group g1 is done with 1 members trained or dropped"),
+        (lambda raw: raw.hdel(KEYS.episode("g1.0"), "consumed"), "group g1 is done with 1 members neither trained nor dropped"),
         (lambda raw: raw.hset(KEYS.episode("g3.1"), "consumed", "trained"), "g3.1 was trained without being final"),
     ],
 )

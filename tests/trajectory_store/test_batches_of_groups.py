@@ -31,7 +31,7 @@ def test_a_group_is_ready_when_all_members_are_final_failed_ones_included(store:
     assert groups(store) == {"ready": 1, "open": 0}
     [group] = store.lease_batch().groups
     assert [episode.trajectory["status"] for episode in group.episodes] == ["scored", "failed", "scored"]
-    assert group.episodes[1].trajectory["failure"] == {"who": "policy", "why": "it broke"}
+    assert group.episodes[1].trajectory["failure"] == {"who": "policy", "why": "it broke", "final": False}
 
 
 def test_groups_are_delivered_per_kind_in_the_order_in_which_they_became_ready(store: StoreClient) -> None:

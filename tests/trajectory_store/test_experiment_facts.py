@@ -65,7 +65,7 @@ def test_routes_are_documented_and_counted(store: StoreClient) -> None:
     assert {"/v1/rollouts/lease", "/v1/sessions/{session_id}/seal", "/v1/batches/{batch_id}/ack", "/v1/audit"} <= set(paths)
     store.open("s1")
     store.begin("s1", "c1")
-    gauge = 'frontdesk_trajectory_store_episodes{count="queued",kind="train"}'
+    gauge = 'frontdesk_trajectory_store_episodes{count="queued",kind="train",trial="store-tests/t0"}'
     wait_until(lambda: gauge in store.http.get("/metrics").text, what="the gauges")
     metrics = store.http.get("/metrics").text
     assert 'http_requests_total{method="POST",route="/v1/sessions/{session_id}/intents/{call_id}",status="204"}' in metrics

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 from store_helpers import StoreClient, make_group, make_request, make_trajectory
 
-from services.trajectory_store.routes import deps
-
 
 @pytest.fixture
 def lease(store: StoreClient) -> dict[str, Any]:
@@ -76,6 +74,14 @@ def test_a_late_result_takes_the_episode_out_of_the_queue(make_store: Callable[.
     store.assert_balanced()
 
 
+def test_a_report_under_a_lost_lease_fails_no_other_attempt(store: StoreClient, lease: dict[str, Any]) -> None:
+    store.release(lease["lease_id"], count_attempt=False)
+    [held] = store.lease()
+    failed = make_trajectory(held["request"], who="infra")
+    assert store.put(failed, lease["lease_id"]) == "retry"
+    assert store.heartbeat("w1", held["lease_id"]) == [], "the header names the lease, not the attempt alone"
+
+
 def test_a_synthesised_failure_is_not_the_attempt_it_stands_for(make_store: Callable[..., StoreClient]) -> None:
     store = make_store(max_attempts=1)
     store.enqueue([make_request("e1")])
@@ -114,8 +120,8 @@ def test_a_trajectory_of_something_else_is_refused(store: StoreClient, lease: di
     assert store.stats()["running"] == 1
 
 
-def test_a_body_over_the_limit_is_refused_with_413(store: StoreClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deps, "MAX_BODY", 2**20)
+def test_a_body_over_the_limit_is_refused_with_413(make_store: Callable[..., StoreClient]) -> None:
+    store = make_store(max_body_mb=1)
     assert store.http.put("/v1/trajectories/e1", content=b"x" * (2**20 + 1)).status_code == 413
     unannounced = (b"x" * 2**18 for _ in range(5))
     assert store.http.put("/v1/trajectories/e1", content=unannounced).status_code == 413

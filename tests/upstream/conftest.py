@@ -12,7 +12,7 @@ from services.agent_runner.domains.tau2 import tau2_available
 
 collect_ignore_glob = [] if tau2_available() else ["*.py"]
 
-COUNTS = ("episodes", "messages", "mismatches", "deviations")
+COUNTS = ("episodes", "messages", "end_states", "mismatches", "deviations")
 DETAILS = (*COUNTS, "raised")
 
 

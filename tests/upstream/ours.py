@@ -69,6 +69,8 @@ async def play_ours(backend: DomainBackend, task: TaskSpec, script: Script, *, s
     await play(conversation, agent, user, Tools(session), Trace())
     assert conversation.termination is not None
     if conversation.termination in STOPPED:
+        # Before the evaluation, because assertions may write.
+        played.end_state = session.db_hashes()
         outcome = Outcome.of(session, conversation.messages)
         info = evaluate(backend, task, outcome, always_judge=True)
         if info.pending:

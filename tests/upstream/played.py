@@ -22,6 +22,8 @@ class Played:
     breakdown: dict[str, float] = field(default_factory=dict)
     checks: dict[str, list[bool]] = field(default_factory=dict)
     """Reward type -> verdicts in the order of the task's criteria, for the types in its basis."""
+    end_state: tuple[str | None, str | None] | None = None
+    """tau2's hashes of the agent's and the user's database that were graded; None where upstream looked at none."""
     raised: str = ""
     """Upstream: what its run or evaluation raised, where it did."""
 
@@ -57,6 +59,8 @@ def differences(theirs: Played, ours: Played) -> list[str]:
         left, right = getattr(theirs, what), getattr(ours, what)
         if left != right:
             found.append(f"{what}: upstream {left!r}, ours {right!r}")
+    if theirs.end_state not in (None, ours.end_state):
+        found.append(f"end state: upstream {theirs.end_state}, ours {ours.end_state}")
     return found
 
 
@@ -67,7 +71,7 @@ def _deviation(theirs: Played, ours: Played) -> list[str]:
         found.append(f"upstream raised {theirs.raised!r}, our reward is {ours.reward!r} instead of 0")
     if theirs.termination is None and ours.termination != "agent_error":
         found.append(f"upstream raised {theirs.raised!r} in its run, our termination is {ours.termination!r} instead of agent_error")
-    if theirs.termination is not None and ours.termination != theirs.termination:
+    if theirs.termination is not None and ours.termination not in (theirs.termination, "agent_error"):
         found.append(
             f"upstream raised {theirs.raised!r} in its evaluation after {theirs.termination}, our termination is {ours.termination!r}"
         )

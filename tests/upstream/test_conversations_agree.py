@@ -78,7 +78,7 @@ CASES = [(domain, solo, script) for domain in SELECTED for solo in (False, True)
 @pytest.mark.parametrize(("domain", "solo", "script"), CASES, ids=lambda value: {True: "solo", False: "normal"}.get(value, value))
 def test_conversations_and_rewards_agree(domain: str, solo: bool, script: str, record_property: Callable[[str, object], None]) -> None:
     problems: list[str] = []
-    episodes = messages = 0
+    episodes = messages = end_states = 0
     raised: Counter[str] = Counter()
     tasks: list[str] = []
     for task, setting in played_by(domain, script, solo):
@@ -92,7 +92,15 @@ def test_conversations_and_rewards_agree(domain: str, solo: bool, script: str, r
             problems += [f"{domain}/{task.task_id} on {name}: {one}" for one in differences(theirs, ours)]
             episodes += 1
             messages += len(theirs.messages)
-    for key, value in (("episodes", episodes), ("messages", messages), ("mismatches", len(problems)), ("deviations", raised.total())):
+            end_states += theirs.end_state is not None
+    counts = {
+        "episodes": episodes,
+        "messages": messages,
+        "end_states": end_states,
+        "mismatches": len(problems),
+        "deviations": raised.total(),
+    }
+    for key, value in counts.items():
         record_property(key, value)
     record_property("raised", dict(raised))
     record_property("tasks", tasks)

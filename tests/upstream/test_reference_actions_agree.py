@@ -70,6 +70,7 @@ def test_reference_actions_end_in_the_same_state(domain: str, record_property: C
                 if left != right:
                     problems.append(f"{task.task_id} on {name}: {what}: upstream {str(left)[:400]}, ours {str(right)[:400]}")
     record_property("episodes", len(tasks) * len(BACKENDS))
+    record_property("end_states", 2 * len(tasks) * len(BACKENDS))
     record_property("mismatches", len(problems))
     record_property("tasks", [f"{domain}/{task.task_id}" for task in tasks])
     assert not problems, f"{len(problems)} mismatches:\n" + "\n".join(problems[:SHOWN])

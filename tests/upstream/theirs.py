@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,9 +41,40 @@ def _remember_parsed() -> None:
 
     toolkit.as_tool = remembered
     database.load_file = cache(database.load_file)
+    banking = upstream("domains.banking_knowledge.environment")
+    # Upstream leaves the order of documents to the file system; ours is that of the files' names.
+    documents = sorted(banking.get_knowledge_base().documents.items(), key=lambda item: _file_names()[item[0]])
+    knowledge = banking.KnowledgeBase(documents=dict(documents))
+    banking.get_knowledge_base = lambda: knowledge
+
+
+@cache
+def _file_names() -> dict[str, str]:
+    files = Path(upstream("domains.banking_knowledge.utils").KNOWLEDGE_DOCUMENTS_DIR).glob("*.json")
+    return {json.loads(file.read_bytes())["id"]: file.name for file in files}
 
 
 _remember_parsed()
+
+
+class Graded:
+    """Stands where upstream's evaluator asks for a domain's environment, and keeps what it found out about them."""
+
+    def __init__(self, domain: str) -> None:
+        self._construct = registry.get_env_constructor(domain)
+        self._made: list[Any] = []
+
+    def __call__(self, **kwargs: Any) -> Any:
+        environment = self._construct(**kwargs)
+        environment.get_db_hash = cache(environment.get_db_hash)
+        environment.get_user_db_hash = cache(environment.get_user_db_hash)
+        self._made.append(environment)
+        return environment
+
+    def end_state(self) -> tuple[str | None, str | None] | None:
+        """The hashes of the replayed conversation; None where the evaluator did not replay it."""
+        # The first environment is made for its list of tools, then the conversation is replayed, then the reference actions.
+        return (self._made[1].get_db_hash(), self._made[1].get_user_db_hash()) if len(self._made) == 3 else None
 
 
 class Model:
@@ -93,27 +125,29 @@ def _read(raw: Json) -> Any:
 
 
 @contextmanager
-def _scripted(model: Model) -> Iterator[None]:
+def _scripted(model: Model, graded: Graded) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(registry, "get_env_constructor", lambda _domain: graded)
         for module in (llm_agent, user_simulator, nl_assertions):
             patched.setattr(module, "generate", model.generate)
         yield
 
 
-def env_kwargs(domain: str, task: Any) -> dict[str, Any]:
+def env_kwargs(domain: str, task: Any, retrieval: str = DEFAULT_VARIANT) -> dict[str, Any]:
     """What upstream's runner passes to the environment's constructor."""
     if domain != "banking_knowledge":
         return {}
     actions = (task.evaluation_criteria.actions if task.evaluation_criteria else None) or []
     names = {action.arguments.get("agent_tool_name") for action in actions if action.name == "call_discoverable_agent_tool"}
-    return {"retrieval_variant": DEFAULT_VARIANT, "task": task, "read_log_allowlist": names - {None}}
+    return {"retrieval_variant": retrieval, "task": task, "read_log_allowlist": names - {None}}
 
 
-def environment_of(domain: str, task: Any, *, solo: bool = False) -> Any:
+def environment_of(domain: str, task: Any, *, solo: bool = False, retrieval: str = DEFAULT_VARIANT) -> Any:
     """Upstream's environment for a task, as its runner builds it; the task's initial state is not brought about yet."""
     # Upstream keeps these in a class, where a VPN broken once would stay broken for all later episodes of the process.
     telecom_user_tools.default_vpn_details = VPN_DETAILS.model_copy(deep=True)
-    return registry.get_env_constructor(domain)(**env_kwargs(domain, task), **({"solo_mode": True} if solo else {}))
+    chosen = {"solo_mode": True} if solo else {}
+    return registry.get_env_constructor(domain)(**env_kwargs(domain, task, retrieval), **chosen)
 
 
 def orchestrator_of(domain: str, task: Any, script: Script, solo: bool) -> Any:
@@ -148,7 +182,8 @@ def play(domain: str, raw: Json, script: Script, *, solo: bool) -> Played:
     played = Played()
     model = Model(script, played)
     orchestrator = orchestrator_of(domain, task, script, solo)
-    with _scripted(model):
+    graded = Graded(domain)
+    with _scripted(model, graded):
         try:
             simulation = orchestrator.run()
             played.messages = [_plain(message) for message in simulation.messages]
@@ -164,6 +199,7 @@ def play(domain: str, raw: Json, script: Script, *, solo: bool) -> Played:
                     env_kwargs=env_kwargs(domain, task),
                 ),
             )
+            played.end_state = graded.end_state()
         except Exception as error:  # noqa: BLE001 - whatever upstream raises is what is compared
             played.raised = f"{type(error).__name__}: {error}"[:300]
             played.messages = [_plain(message) for message in orchestrator.trajectory]

@@ -20,6 +20,7 @@ from services.agent_runner.domains.banking_retrieval import DEFAULT_VARIANT
 from services.agent_runner.domains.base import TaskSpec, UnknownDomain
 from services.agent_runner.domains.schemas import Schema, stop_schema
 from services.agent_runner.domains.tasks import DEFAULT_SPLIT, TaskSets
+from services.agent_runner.domains.tau2_banking import Retrieval
 from services.agent_runner.domains.tau2_worlds import WORLDS, Tau2Session, World
 
 PACKAGE = "tau2"
@@ -75,13 +76,13 @@ class Tau2Backend:
 
     def __init__(self, domain: str, retrieval: str = DEFAULT_VARIANT) -> None:
         self.domain = domain
-        self._retrieval = retrieval
         self._data: Path = upstream("utils.utils").DATA_DIR / "tau2"
         self._folder = self._data / "domains" / WORLDS[domain].folder
         if not self._folder.is_dir():
             raise FileNotFoundError(f"TAU2_DATA_DIR: {self._folder} does not exist; set it to the `data` folder of a tau2-bench checkout")
-        self.inline = WORLDS[domain].inline
-        self._policies: dict[bool, str] = {}
+        self._retrieval = Retrieval(retrieval, self._folder, upstream) if domain == "banking_knowledge" else None
+        # A search goes through 700 documents, and a policy may write a regular expression of any cost.
+        self.inline = self._retrieval is None or self._retrieval.inline
         self._sets = TaskSets(domain, WORLDS[domain].folder, self._load_tasks)
 
     @cached_property
@@ -106,9 +107,7 @@ class Tau2Backend:
 
     def policy(self, task: TaskSpec, *, solo: bool) -> str:
         """The policy as upstream's environment puts it together. Raises ValueError where the domain cannot be played solo."""
-        if solo not in self._policies:
-            self._policies[solo] = self._world.policy(solo=solo)
-        return self._policies[solo]
+        return self._world.policy(task, solo=solo)
 
     def tool_schemas(self, task: TaskSpec, *, solo: bool) -> list[Schema]:
         """The agent's tools; solo also the user's, and ``done``."""

@@ -21,11 +21,10 @@ from services.agent_runner.domains.cow import Base, Database
 from services.agent_runner.domains.data import read_database
 from services.agent_runner.domains.schemas import Schema
 from services.agent_runner.domains.taskfile import FileTask
+from services.agent_runner.domains.tau2_banking import Modules, Retrieval, called
 
 log = logging.getLogger(__name__)
 
-Modules = Callable[[str], Any]
-"""Imports a module of upstream's by its name inside the package."""
 REMEMBERED = 256
 """Tasks whose merged databases are kept, about 300 kB each."""
 SNAPSHOTS = 9
@@ -45,7 +44,6 @@ class Recipe:
     user_database_file: str | None = None
     environment: str = "environment.environment:Environment"
     copy_on_write: bool = False
-    inline: bool = True
     solo: bool = False
     """Whether the agent can play without a user."""
 
@@ -87,8 +85,6 @@ WORLDS: dict[str, Recipe] = {
         database="domains.banking_knowledge.data_model:TransactionalDB",
         database_file="db.json",
         user_tools="domains.banking_knowledge.tools:KnowledgeUserTools",
-        # A model's regular expression over 700 documents can take long.
-        inline=False,
     ),
     "mock": Recipe(
         folder="mock",
@@ -106,20 +102,20 @@ WORLDS: dict[str, Recipe] = {
 class World:
     """What the sessions of a domain have in common."""
 
-    def __init__(self, domain: str, recipe: Recipe, folder: Path, modules: Modules, retrieval: str) -> None:
+    def __init__(self, domain: str, recipe: Recipe, folder: Path, modules: Modules, retrieval: Retrieval | None) -> None:
         self._domain = domain
         self._recipe = recipe
         self._folder = folder
         self._modules = modules
         self._retrieval = retrieval
+        self._policies: dict[bool, str] = {}
         self._merged: OrderedDict[str, bytes] = OrderedDict()
         self._base: Callable[[Path | None], Base] = lru_cache(maxsize=SNAPSHOTS)(self._read_base)
         self._pristine: Callable[[Path | None], bytes] = lru_cache(maxsize=SNAPSHOTS)(self._read_pristine)
 
     def session(self, task: TaskSpec, *, solo: bool) -> "Tau2Session":
         """A fresh world in the task's initial state. Raises ValueError where that state is impossible."""
-        if solo and not self._recipe.solo:
-            raise ValueError(f"solo_mode: {self._domain} cannot be played without a user")
+        self._refuse(solo)
         try:
             environment = self._environment(task)
             environment.solo_mode = solo
@@ -127,17 +123,27 @@ class World:
         except Exception as error:
             # The boundary to upstream's code: whatever it raises here, the task cannot be begun.
             raise ValueError(f"task {task.task_id}: its initial state is impossible: {error}") from error
-        return Tau2Session(environment, self._modules)
+        return (Tau2Session if self._retrieval is None else BankingSession)(environment, self._modules)
 
-    def policy(self, *, solo: bool) -> str:
+    def policy(self, task: TaskSpec, *, solo: bool) -> str:
         """Upstream's policy text. Raises ValueError where upstream has no solo mode."""
+        self._refuse(solo)
+        if self._retrieval is not None:
+            return self._retrieval.policy(task)
+        if solo not in self._policies:
+            self._policies[solo] = self._read_policy(solo)
+        return self._policies[solo]
+
+    def _read_policy(self, solo: bool) -> str:
         module = self._modules(f"domains.{self._recipe.folder}.environment")
         chosen: dict[str, Any] = {"db": self._model(self._recipe.database).model_construct(), "solo_mode": solo}
-        if self._domain == "banking_knowledge":
-            chosen["retrieval_variant"] = self._retrieval
         if self._recipe.folder == "telecom":
             chosen |= {"db": None, "policy_type": "workflow" if self._domain == "telecom-workflow" else "manual"}
         return module.get_environment(**chosen).get_policy()
+
+    def _refuse(self, solo: bool) -> None:
+        if solo and not self._recipe.solo:
+            raise ValueError(f"solo_mode: {self._domain} cannot be played without a user")
 
     def schemas(self, requestor: Requestor) -> dict[str, Schema]:
         """Tool name -> OpenAI schema in upstream's order; empty where that side has no tools."""
@@ -154,7 +160,7 @@ class World:
     def _environment(self, task: TaskSpec | None) -> Any:
         recipe = self._recipe
         database = self._database(task)
-        tools = self._tools(database, task)
+        tools = self._model(recipe.tools)(database) if self._retrieval is None else self._retrieval.tools(database, task)
         if recipe.user_tools is None:
             return self._model(recipe.environment)(self._domain, "", tools)
         user_database = pickle.loads(self._pristine_user) if recipe.user_database else database
@@ -163,16 +169,6 @@ class World:
             # Upstream keeps this one in the class, where breaking the VPN of one episode breaks it for all that follow.
             user_tools.default_vpn_details = self._vpn_details.model_copy(deep=True)
         return self._model(recipe.environment)(self._domain, "", tools, user_tools)
-
-    def _tools(self, database: Any, task: TaskSpec | None) -> Any:
-        if self._domain != "banking_knowledge":
-            return self._model(self._recipe.tools)(database)
-        retrieval = self._modules("domains.banking_knowledge.retrieval")
-        # Look-ups that the reference solution makes are part of the end state; others must not be.
-        actions = task.actions if task else ()
-        logged = {action.arguments.get("agent_tool_name") for action in actions if action.name == "call_discoverable_agent_tool"}
-        variant = retrieval.resolve_variant(self._retrieval)
-        return retrieval.build_tools(variant, database, self._knowledge, read_log_allowlist=logged - {None})
 
     def _database(self, task: TaskSpec | None) -> Any:
         snapshot = task.snapshot if isinstance(task, FileTask) else None
@@ -189,7 +185,7 @@ class World:
 
     def _merges(self, task: TaskSpec) -> bool:
         """Whether a task's initialization data is merged here and not by upstream: once for all its episodes, or because of the view."""
-        return self._recipe.copy_on_write or self._domain == "banking_knowledge"
+        return self._recipe.copy_on_write or self._retrieval is not None
 
     def _merged_database(self, task: TaskSpec, snapshot: Path | None) -> bytes:
         if task.digest in self._merged:
@@ -225,10 +221,6 @@ class World:
         return pickle.dumps(
             read_database(self._folder / (self._recipe.user_database_file or ""), self._model(self._recipe.user_database or ""))
         )
-
-    @cached_property
-    def _knowledge(self) -> Any:
-        return self._modules("domains.banking_knowledge.data_model").KnowledgeBase.load(str(self._folder / "documents"))
 
     @cached_property
     def _vpn_details(self) -> Any:
@@ -288,6 +280,14 @@ class Tau2Session:
         kits = (self._environment.tools, self._environment.user_tools)
         agent, user = (None if kit is None else _whole(kit.db) for kit in kits)
         return agent, user
+
+
+class BankingSession(Tau2Session):
+    """One episode's bank."""
+
+    def call(self, name: str, arguments: dict[str, Any], requestor: Requestor = "assistant") -> ToolResult:
+        """Runs one tool. Never raises."""
+        return called(self._environment.tools.db, name, requestor, lambda: super(BankingSession, self).call(name, arguments, requestor))
 
 
 def _is_power(name: str, arguments: dict[str, Any]) -> bool:

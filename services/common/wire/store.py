@@ -30,12 +30,16 @@ class LeaseRolloutsBody(Wire):
     limit: int = Field(default=1, ge=1, le=1024)
     ttl_s: float = Field(default=30.0, gt=0, le=3600)
     wait_s: float = Field(default=0.0, ge=0, le=30)
+    trials: list[str] = []
+    """``experiment/trial`` names to lease from, shared fairly by running episodes; ``*`` is every trial. Empty: the trial of the URL."""
 
 
 class RolloutLease(Wire):
     """A time-bound claim on one rollout request; it must be renewed before ``expires_at``."""
 
     lease_id: Id
+    trial: str = ""
+    """Where ``trials`` were given: everything else about the lease goes to ``/t/{trial}/v1/…``."""
     request: RolloutRequest
     """``attempt`` is filled in by the store."""
     expires_at: float
@@ -65,6 +69,40 @@ class ReleaseBody(Wire):
     reason: str
     count_attempt: bool = True
     """False where the worker only shuts down: the attempt does not count against the maximum."""
+
+
+class CancelBody(Wire):
+    """POST /v1/rollouts/cancel: makes episodes final without a result, running ones included; what is final already stays as it is."""
+
+    episode_ids: list[Id] = []
+    group_ids: list[Id] = []
+    """All members."""
+    reason: str = Field(default="by request", max_length=500)
+
+
+class CancelReply(Wire):
+    cancelled: int
+    final: int
+    """Episodes that were final already."""
+    unknown: list[str] = []
+
+
+class PauseBody(Wire):
+    """POST /v1/queue/pause, /v1/queue/resume and /v1/queue/drain. While a kind is paused, none of its episodes is leased."""
+
+    kinds: list[Kind] = list(Kind)
+    reason: str = Field(default="by request", max_length=500)
+    wait_s: float = Field(default=0.0, ge=0, le=30)
+    """drain: how long to wait for the running episodes."""
+
+
+class QueueState(Wire):
+    """Reply of the queue routes."""
+
+    running: int
+    """Leased episodes of the kinds asked for."""
+    paused: dict[Kind, str]
+    """Kind -> reason."""
 
 
 class SealBody(Wire):
@@ -102,6 +140,12 @@ class LeaseBatchBody(Wire):
     ttl_s: float = Field(default=300.0, gt=0)
     wait_s: float = Field(default=0.0, ge=0, le=30)
     allow_partial: bool = False
+    max_staleness: int | None = Field(default=None, ge=0)
+    """Episodes whose oldest policy version is older than ``policy_version`` minus this are dropped as ``stale`` instead of delivered."""
+    policy_version: int | None = Field(default=None, ge=0)
+    """The version that will be trained; default the newest published one."""
+    content: bool = True
+    """False: the groups come without content, and each rank reads its part at ``/v1/batches/{id}/shard``."""
 
 
 class AckBatchBody(Wire):
@@ -136,6 +180,14 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
     group_id: str
     episodes: list[Episode]
+
+
+class WholeTrajectory(msgspec.Struct, frozen=True, kw_only=True):
+    """The msgpack body of PUT /v1/trajectories/{episode_id}: a trajectory together with its token tree, whose session it seals."""
+
+    trajectory: dict[str, Any]
+    calls: list[bytes]
+    """Encoded `CallRecord`s of the session that the trajectory names."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,6 +235,8 @@ class Counts(Wire):
     """Episodes acked as trained more than once: always 0."""
     drops: dict[str, int] = {}
     retries: int = 0
+    superseded: int = 0
+    """Reports of an attempt that came after another attempt of the episode had won; no drops, because the episode counts once."""
     duplicates_refused: int = 0
     """Second PUTs of an episode that was final already (harmless, counted)."""
 
@@ -193,3 +247,13 @@ class Stats(Wire):
     kinds: dict[Kind, Counts]
     total: Counts
     policy_version: int = -1
+    trajectories: int = 0
+    """Stored now, ad-hoc ones included."""
+    body_bytes: int = 0
+    """Of messages and packed token trees, spilled ones included."""
+    alarms: dict[str, str] = {}
+    """Name -> text of the alarms that stand."""
+    paused: dict[str, str] = {}
+    """Kind -> reason of what is not leased now."""
+    losses: dict[str, str] = {}
+    """Moments at which Redis was found without writes that it had acknowledged."""

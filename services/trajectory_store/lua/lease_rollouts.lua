@@ -1,7 +1,7 @@
--- ARGV: token, worker id, limit, ttl_s, max_attempts, retry_delay_s.
+-- ARGV: token, worker id, limit, ttl_s, group deadline_s (0 for none), max_attempts, retry delay, longest delay.
 -- Returns {lease id, attempt, expires_at, request} per lease, flat. The same token again returns the same leases:
 -- the client repeats a command whose answer was lost.
-local token, worker, limit, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local token, worker, limit, ttl, deadline = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local reply = {}
 
 local function say(lease, id, expires)
@@ -23,11 +23,19 @@ if #reply > 0 then
   return reply
 end
 
-sweep(tonumber(ARGV[5]), tonumber(ARGV[6]))
+sweep(retry_from(6))
 local time = now()
 local expires, count = seconds(time + ttl), 0
+
+-- Evaluation groups wait for all their members, because pass^k needs them.
+local function start_deadline(kind, group)
+  if deadline > 0 and kind == 'train' and redis.call('HSETNX', K.group(group), 'started', seconds(time)) == 1 then
+    redis.call('ZADD', K.deadlines(kind), seconds(time + deadline), group)
+  end
+end
+
 for _, kind in ipairs(KINDS) do
-  if count < limit then
+  if count < limit and redis.call('HEXISTS', K.paused, kind) == 0 then
     local popped = redis.call('ZPOPMIN', K.queue(kind), limit - count)
     for i = 1, #popped, 2 do
       local id = popped[i]
@@ -39,8 +47,12 @@ for _, kind in ipairs(KINDS) do
       redis.call('HSET', key, 'lease', lease, 'worker', worker, 'leased_at', seconds(time))
       redis.call('ZADD', K.leases(kind), expires, lease)
       redis.call('HSET', K.lease_episode, lease, id)
+      start_deadline(kind, redis.call('HGET', key, 'group'))
       say(lease, id, expires)
     end
   end
+end
+if count > 0 then
+  emit('leased', { episodes = count, worker_id = worker })
 end
 return reply

@@ -1,31 +1,67 @@
--- ARGV: episode id, attempt, lease id or '', kind, group id, retryable (0/1), who, why, head, messages, max_attempts, retry_delay_s.
+-- ARGV: 1 episode id, 2 attempt, 3 lease id or '', 4 kind, 5 group id, 6 retryable (0/1), 7 who, 8 why, 9 head, 10 messages,
+-- 11 max_attempts, 12 retry delay, 13 longest delay, 14 scored (0/1), 15 oldest policy version or '', 16 session id or '',
+-- 17 token tree or '', 18 calls in it, 19 bytes of messages and tree, 20 spilled files as JSON or '', 21 reason of a drop or ''.
 -- Returns {outcome}, or {'mismatch', kind, group} where the episode was enqueued as another kind or in another group.
 local id, attempt, lease, kind, group, retryable = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1'
 local key = K.episode(id)
 local episode = get(key, 'state', 'kind', 'group', 'attempt', 'lease', 'final_attempt', 'adhoc')
+local fields = { status = ARGV[14] == '1' and 'scored' or 'failed', who = ARGV[7] ~= '' and ARGV[7] or nil, attempt = tonumber(attempt) }
 
 -- Comes before all other writes: Redis looks at its memory limit only until a script has written something.
 local function keep_body()
-  redis.call('HSET', key, 'head', ARGV[9], 'final_attempt', attempt)
+  redis.call('HSET', key, 'head', ARGV[9], 'final_attempt', attempt, 'bytes', ARGV[19])
   redis.call('SET', K.messages(id), ARGV[10])
 end
 
+local function keep_tokens()
+  local session = ARGV[16]
+  redis.call('HINCRBY', K.totals, 'bytes', ARGV[19])
+  if ARGV[20] ~= '' then
+    redis.call('HSET', key, 'spilled', ARGV[20])
+  end
+  if ARGV[15] ~= '' then
+    redis.call('HSET', key, 'oldest', ARGV[15])
+  end
+  if session == '' then
+    return
+  end
+  redis.call('HSET', key, 'session', session)
+  if ARGV[17] ~= '' then
+    redis.call('HSET', K.session(session), 'created', seconds(now()), 'sealed', 1, 'tree', ARGV[17], 'n_calls', ARGV[18])
+  else
+    redis.call('RPUSH', K.unpacked, session .. '\n' .. id)
+  end
+  redis.call('PERSIST', K.session(session))
+end
+
 if not episode.state then
+  for _, each in ipairs(KINDS) do
+    if redis.call('SISMEMBER', K.retired(each), id) == 1 then
+      return { 'duplicate' }
+    end
+  end
   keep_body()
+  keep_tokens()
   move('episode', key, 'final')
   redis.call('HSET', key, 'kind', kind, 'group', group, 'attempt', attempt, 'adhoc', 1)
   redis.call('SADD', K.adhoc, id)
-  complete(id)
+  redis.call('ZADD', K.retirable, seconds(now()), 'e:' .. id)
+  fields.adhoc = 1
+  complete(id, kind, fields)
   return { 'stored' }
 end
 if episode.kind ~= kind or (episode.group ~= group and not episode.adhoc) then
   return { 'mismatch', episode.kind, episode.group }
 end
 if episode.state == 'final' then
+  local same = episode.final_attempt == attempt
   if not episode.adhoc then
-    redis.call('HINCRBY', K.counts(kind), 'duplicates_refused', 1)
+    redis.call('HINCRBY', K.counts(kind), same and 'duplicates_refused' or 'superseded', 1)
+    if not same then
+      note_example('superseded', id .. '#' .. attempt)
+    end
   end
-  return { episode.final_attempt == attempt and 'duplicate' or 'superseded' }
+  return { same and 'duplicate' or 'superseded' }
 end
 
 if retryable then
@@ -34,18 +70,19 @@ if retryable then
     return { 'retry' } -- it was counted when the attempt lost its lease
   end
   keep_body()
-  if not fail_attempt(id, ARGV[7], ARGV[8], tonumber(ARGV[11]), tonumber(ARGV[12])) then
-    redis.call('HDEL', key, 'head', 'final_attempt')
+  if not fail_attempt(id, ARGV[7], ARGV[8], retry_from(11)) then
+    redis.call('HDEL', key, 'head', 'final_attempt', 'bytes')
     redis.call('DEL', K.messages(id))
     return { 'retry' }
   end
+  keep_tokens()
 else
   keep_body()
+  keep_tokens()
   if episode.state == 'leased' then
     end_lease(id)
   end
-  redis.call('ZREM', K.queue(kind), id)
-  redis.call('ZREM', K.delayed(kind), id)
-  finish(id)
+  leave_queue(id, kind)
+  finish(id, tonumber(ARGV[14]), ARGV[21], fields)
 end
 return { 'stored' }

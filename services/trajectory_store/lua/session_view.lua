@@ -1,5 +1,6 @@
--- KEYS: the session. Returns {created, sealed, field names}, {} where it is unknown. The records themselves stay here.
-if redis.call('EXISTS', KEYS[1]) == 0 then
+-- KEYS: the session. Returns {created, sealed, field names, calls of a packed tree}, {} where it is unknown. The records themselves stay here.
+local key = KEYS[1]
+if redis.call('EXISTS', key) == 0 then
   return {}
 end
-return { redis.call('HGET', KEYS[1], 'created'), redis.call('HGET', KEYS[1], 'sealed'), redis.call('HKEYS', KEYS[1]) }
+return { redis.call('HGET', key, 'created'), redis.call('HGET', key, 'sealed'), redis.call('HKEYS', key), redis.call('HGET', key, 'n_calls') }

@@ -1,5 +1,5 @@
 -- Everything the audit needs, at one moment: per kind
--- {episodes, queued, delayed, leased episodes, ready groups, groups, {counts}, {drops}}, then the completed episodes.
+-- {kind, episodes, queued, delayed, leased episodes, ready groups, groups, {counts}, {drops}, {retired}}, then the completed episodes.
 local reply = {}
 for _, kind in ipairs(KINDS) do
   local episodes, groups, leased = {}, {}, {}
@@ -9,7 +9,7 @@ for _, kind in ipairs(KINDS) do
     episodes[#episodes + 1] = record
   end
   for _, id in ipairs(redis.call('SMEMBERS', K.groups(kind))) do
-    local record = redis.call('HMGET', K.group(id), 'state', 'size', 'finals')
+    local record = redis.call('HMGET', K.group(id), 'state', 'size', 'finals', 'deliver')
     table.insert(record, 1, id)
     groups[#groups + 1] = record
   end
@@ -26,6 +26,7 @@ for _, kind in ipairs(KINDS) do
     groups,
     redis.call('HGETALL', K.counts(kind)),
     redis.call('HGETALL', K.drops(kind)),
+    redis.call('HGETALL', K.retired_counts(kind)),
   }
 end
 reply[#reply + 1] = redis.call('ZRANGE', K.completed, 0, -1)

@@ -1,3 +1,7 @@
--- ARGV: max_attempts, retry_delay_s. Returns {queued, final}.
-local queued, final = sweep(tonumber(ARGV[1]), tonumber(ARGV[2]))
-return { queued, final }
+-- ARGV: max_attempts, retry delay, longest delay.
+-- Returns {queued, final, beat, enqueued, completed}. The beat only ever grows: one that is not larger than the last one seen says
+-- that Redis came back without its latest writes.
+local beat = next_number('beat')
+local queued, final = sweep(retry_from(1))
+local numbers = redis.call('HMGET', K.sequence, 'enqueued', 'completed')
+return { queued, final, beat, tonumber(numbers[1] or 0), tonumber(numbers[2] or 0) }

@@ -1,62 +1,90 @@
-"""Owns batches in Redis: leasing ready groups, joining them with their tokens, ack, nack, extend."""
+"""Owns batches in Redis: leasing ready groups, joining them with their tokens, shards, ack, nack, extend."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 from services.common.errors import BadRequest, Conflict, NotFound
 from services.common.ids import new_id
-from services.common.wire.store import AckBatchBody, Batch, Episode, Group, LeaseBatchBody
+from services.common.wire.store import AckBatchBody, Batch, Group, LeaseBatchBody
 from services.trajectory_store.redis_store.database import Argument, Database
+from services.trajectory_store.redis_store.sessions import Sessions
 from services.trajectory_store.redis_store.trajectories import Trajectories
+from services.trajectory_store.rules import Rules
+from services.trajectory_store.shards import shard_of
 from services.trajectory_store.token_join import episode_of
 
-EXAMPLES_PER_REASON = 5
 NAMED_IN_ERROR = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A batch without its content."""
+
+    batch: Batch
+    """``groups`` is empty."""
+    rows: list[list[str]]
+    """Per group its id and the episodes it hands out."""
 
 
 class Batches:
     """Edges ready → leased → (ready | done) of a group, by batches."""
 
-    def __init__(self, database: Database, trajectories: Trajectories) -> None:
+    def __init__(self, database: Database, trajectories: Trajectories, sessions: Sessions, rules: Rules) -> None:
         self._database = database
         self._trajectories = trajectories
+        self._sessions = sessions
+        self._rules = rules
 
-    async def lease(self, body: LeaseBatchBody, *, partial: bool) -> Batch | None:
+    async def lease(self, body: LeaseBatchBody, *, partial: bool) -> Leased | None:
         """The batch the consumer holds, or a new one; None where there are too few ready groups."""
+        oldest = await self._oldest_fresh(body)
         found = await self._database.run(
-            "lease_batch", new_id("batch"), body.consumer_id, body.kind, body.n_groups, body.ttl_s, int(partial)
+            "lease_batch", new_id("batch"), body.consumer_id, body.kind, body.n_groups, body.ttl_s, int(partial), oldest
         )
         if not found:
             return None
         batch_id, redelivered, expires_at, *rows = found
-        return Batch(
-            batch_id=batch_id.decode(),
-            kind=body.kind,
-            groups=await self._join([[name.decode() for name in row] for row in rows]),
-            redelivered=bool(redelivered),
-            expires_at=float(expires_at),
-        )
+        batch = Batch(batch_id=batch_id.decode(), kind=body.kind, groups=[], redelivered=bool(redelivered), expires_at=float(expires_at))
+        return Leased(batch, [[name.decode() for name in row] for row in rows])
 
-    async def _join(self, rows: Sequence[Sequence[str]]) -> list[Group]:
-        episode_ids = [episode_id for _, *members in rows for episode_id in members]
-        found = dict(zip(episode_ids, await self._trajectories.many(episode_ids), strict=True))
-        trajectories = {episode_id: body for episode_id, body in found.items() if isinstance(body, dict)}
-        sessions = await self._sessions(trajectories.values())
-        episodes: dict[str, Episode] = {
-            episode_id: episode_of(body, sessions.get(body["session_id"] or "", {})) for episode_id, body in trajectories.items()
-        }
-        return [Group(group_id=group_id, episodes=[episodes[member] for member in members]) for group_id, *members in rows]
+    async def _oldest_fresh(self, body: LeaseBatchBody) -> int | str:
+        if body.max_staleness is None:
+            return ""
+        version = body.policy_version
+        if version is None:
+            newest = await self._database.command("ZREVRANGE", self._database.keys.policy_versions, 0, 0)
+            version = int(newest[0]) if newest else 0
+        return version - body.max_staleness
 
-    async def _sessions(self, trajectories: Iterable[dict[str, Any]]) -> Mapping[str, Mapping[bytes, bytes]]:
-        session_ids: list[str] = [body["session_id"] for body in trajectories if body["session_id"]]
-        pipeline = self._database.pipeline()
-        for session_id in session_ids:
-            pipeline.hgetall(self._database.keys.session(session_id))
-        return dict(zip(session_ids, await self._database.execute(pipeline), strict=True))
+    async def shard(self, batch_id: str, rank: int, world: int) -> Leased:
+        """The groups of a leased batch that one of ``world`` data-parallel ranks reads. Raises `Conflict` where it is not leased."""
+        state, kind, expires_at, *rows = await self._database.run("batch_members", batch_id)
+        if not state:
+            raise _unknown(batch_id)
+        if state != b"leased":
+            raise _not_leased(batch_id, state)
+        mine = shard_of([int(row[1]) for row in rows], world, rank)
+        batch = Batch(batch_id=batch_id, kind=kind.decode(), groups=[], expires_at=float(expires_at))
+        return Leased(batch, [[rows[position][0].decode(), *(name.decode() for name in rows[position][2:])] for position in mine])
 
-    async def ack(self, batch_id: str, body: AckBatchBody) -> None:
-        """Marks every episode of a batch trained or dropped. Raises `BadRequest` where they are not exactly the batch's episodes."""
-        arguments: list[Argument] = [body.step, body.policy_version, EXAMPLES_PER_REASON, len(body.trained), *body.trained]
+    async def groups(self, leased: Leased) -> AsyncIterator[Group]:
+        """The content of a batch, group by group, so that a batch is never in memory as a whole."""
+        for group_id, *episode_ids in leased.rows:
+            yield await self._group(group_id, episode_ids)
+
+    async def _group(self, group_id: str, episode_ids: Sequence[str]) -> Group:
+        found = [body for body in await self._trajectories.many(episode_ids) if isinstance(body, dict)]
+        session_ids: list[str] = [body["session_id"] for body in found if body["session_id"]]
+        sessions = dict(zip(session_ids, await self._sessions.fields(session_ids), strict=True))
+        return Group(group_id=group_id, episodes=[episode_of(body, sessions.get(body["session_id"] or "", {})) for body in found])
+
+    async def ack(self, batch_id: str, body: AckBatchBody) -> bool:
+        """Marks every episode of a batch trained or dropped; True where the filter alarm stands now.
+
+        Raises `BadRequest` where they are not exactly the batch's episodes.
+        """
+        patience = self._rules.alarm_after_barren_groups
+        arguments: list[Argument] = [body.step, body.policy_version, patience, len(body.trained), *body.trained]
         for episode_id, reason in body.dropped.items():
             arguments += [episode_id, reason]
         reply = await self._database.run("ack_batch", batch_id, *arguments)
@@ -71,6 +99,7 @@ class Batches:
                 code="not_a_partition",
                 param="trained",
             )
+        return bool(reply[1])
 
     async def nack(self, batch_id: str) -> None:
         """Gives the groups back. Raises `Conflict` where the batch is acked."""

@@ -59,6 +59,14 @@ class Experiment:
             raise NotFound(f"document {name} does not exist", code="no_document")
         return orjson.loads(found)
 
+    async def number(self, name: str) -> int:
+        """A number that a background loop keeps, 0 where it kept none."""
+        return int(await self._database.command("HGET", self._database.keys.totals, name) or 0)
+
+    async def set_number(self, name: str, value: int) -> None:
+        """Keeps a number."""
+        await self._database.command("HSET", self._database.keys.totals, name, value)
+
 
 def _version(version: int, fields: Any) -> PolicyVersion:
     path, step, published_at = fields

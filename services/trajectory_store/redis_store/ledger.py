@@ -10,6 +10,8 @@ from services.trajectory_store.accounts import EpisodeFacts, GroupFacts, KindSna
 from services.trajectory_store.redis_store.database import Database
 from services.trajectory_store.states import EpisodeState
 
+SUPERSEDED = "superseded"
+
 
 class Ledger:
     """Reads only; every number is written by the edge that changes it."""
@@ -19,9 +21,26 @@ class Ledger:
 
     async def stats(self) -> Stats:
         """All counts, taken at one moment."""
-        *rows, latest = await self._database.run("stats")
+        *rows, (latest, trajectories, n_bytes, alarms, paused, losses) = await self._database.run("stats")
         kinds = {Kind(kind.decode()): counts_of(_tally(numbers)) for kind, *numbers in rows}
-        return Stats(kinds=kinds, total=total_of(kinds.values()), policy_version=int(latest[0]) if latest else -1)
+        return Stats(
+            kinds=kinds,
+            total=total_of(kinds.values()),
+            policy_version=int(latest),
+            trajectories=trajectories,
+            body_bytes=n_bytes,
+            alarms=_texts(alarms),
+            paused=_texts(paused),
+            losses=_texts(losses),
+        )
+
+    async def note_loss(self, beat: int, text: str) -> None:
+        """Keeps for good that acknowledged writes were lost."""
+        await self._database.command("HSET", self._database.keys.losses, beat, text)
+
+    async def clear_alarm(self, name: str) -> bool:
+        """Takes an alarm back; False where it was not raised."""
+        return bool(await self._database.run("clear_alarm", name))
 
     async def groups(self, kinds: Sequence[Kind]) -> dict[str, int]:
         """How many groups are ready and how many still miss members."""
@@ -33,7 +52,10 @@ class Ledger:
         return {"ready": sum(answers[::2]), "open": sum(answers[1::2])}
 
     async def drops(self, limit: int) -> dict[str, Any]:
-        """Counts per reason over all kinds, with up to ``limit`` of the first episodes dropped for each."""
+        """Counts per reason over all kinds, with up to ``limit`` of the first episodes dropped for each.
+
+        ``attempts`` are no drops, because another attempt of the episode counts: superseded ones, named ``id#attempt``.
+        """
         pipeline = self._database.pipeline()
         for kind in Kind:
             pipeline.hgetall(self._database.keys.drops(kind))
@@ -41,12 +63,17 @@ class Ledger:
         for answer in await self._database.execute(pipeline):
             counts.update(_numbers(answer))
         pipeline = self._database.pipeline()
-        for reason in counts:
+        for reason in (*counts, SUPERSEDED):
             pipeline.lrange(self._database.keys.drop_examples(reason), 0, limit - 1)
-        examples = await self._database.execute(pipeline)
+        for kind in Kind:
+            pipeline.hget(self._database.keys.counts(kind), SUPERSEDED)
+        answers = await self._database.execute(pipeline)
+        *examples, superseded = answers[: len(counts) + 1]
+        n_superseded = sum(int(count or 0) for count in answers[len(counts) + 1 :])
         return {
             "counts": dict(counts),
-            "examples": {reason: [name.decode() for name in ids] for reason, ids in zip(counts, examples, strict=True)},
+            "examples": {reason: _names(ids) for reason, ids in zip(counts, examples, strict=True)},
+            "attempts": {SUPERSEDED: {"count": n_superseded, "examples": _names(superseded)}},
         }
 
     async def snapshot(self) -> Snapshot:
@@ -65,7 +92,7 @@ def _tally(answers: Sequence[Any]) -> Tally:
 
 
 def _kind_snapshot(row: Sequence[Any]) -> KindSnapshot:
-    kind, episodes, queued, delayed, leased, ready, groups, counters, drops = row
+    kind, episodes, queued, delayed, leased, ready, groups, counters, drops, retired = row
     return KindSnapshot(
         kind=kind.decode(),
         episodes=[EpisodeFacts(*_names(record)) for record in episodes],
@@ -78,16 +105,21 @@ def _kind_snapshot(row: Sequence[Any]) -> KindSnapshot:
         groups=[_group_facts(record) for record in groups],
         counters=_numbers(_pairs(counters)),
         drops=_numbers(_pairs(drops)),
+        retired=_numbers(_pairs(retired)),
     )
 
 
 def _group_facts(record: Sequence[bytes | None]) -> GroupFacts:
-    group_id, state, size, finals = _names(record)
-    return GroupFacts(group_id, state, int(size or 0), int(finals or 0))
+    group_id, state, size, finals, deliver = _names(record)
+    return GroupFacts(group_id, state, int(size or 0), int(finals or 0), int(deliver or 0))
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _texts(flat: Sequence[bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in _pairs(flat).items()}
 
 
 def _names(values: Sequence[bytes | None]) -> list[str]:

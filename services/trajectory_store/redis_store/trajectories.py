@@ -1,5 +1,6 @@
 """Owns trajectories in Redis: the one edge that makes an episode final by report, reading one, listing in completion order."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -8,49 +9,64 @@ import orjson
 
 from services.common.errors import BadRequest, NotFound
 from services.common.wire.rollouts import Trajectory
-from services.trajectory_store.outcomes import failed_head, is_retryable, joined, split
-from services.trajectory_store.redis_store.database import Database
+from services.trajectory_store.outcomes import drop_reason, failed_head, is_retryable, joined, oldest_version, split
+from services.trajectory_store.queries import Filters
+from services.trajectory_store.redis_store.database import Argument, Database
+from services.trajectory_store.rules import Rules
+from services.trajectory_store.spill import Bodies, references_in
+from services.trajectory_store.tree_codec import expand, pack_tree
 
 Outcome = Literal["stored", "duplicate", "superseded", "retry"]
 
 RECORD_FIELDS = ("state", "head", "request", "attempt", "failed_who", "failed_why", "leased_at", "final_at")
 SCAN = 200
 """Heads read at once by a listing."""
+SEARCHED = 2000
+"""Messages that one request of a text search reads at most; the caller goes on from the cursor."""
 
 
 @dataclass(frozen=True, slots=True)
-class Filters:
-    """What a listing keeps; None keeps everything."""
+class Page:
+    """A part of a listing."""
 
-    kind: str | None = None
-    group_id: str | None = None
-    task_id: str | None = None
-    status: str | None = None
-
-    def keeps(self, head: dict[str, Any]) -> bool:
-        """Whether a trajectory head passes."""
-        pairs = (
-            (self.kind, head["kind"]),
-            (self.group_id, head["group_id"]),
-            (self.task_id, head["task"]["task_id"]),
-            (self.status, head["status"]),
-        )
-        return all(wanted is None or wanted == value for wanted, value in pairs)
+    items: list[dict[str, Any]]
+    cursor: int
+    more: bool
+    """Whether something may follow behind the cursor."""
 
 
 class Trajectories:
     """Final episodes."""
 
-    def __init__(self, database: Database, max_attempts: int, retry_delay_s: float) -> None:
+    def __init__(self, database: Database, bodies: Bodies, rules: Rules) -> None:
         self._database = database
-        self._retry: tuple[int, float] = (max_attempts, retry_delay_s)
+        self._bodies = bodies
+        self._rules = rules
 
-    async def put(self, trajectory: Trajectory, lease_id: str) -> Outcome:
-        """Reports an attempt. ``lease_id`` is "" where the caller names none. Raises `BadRequest` where it is another episode's data."""
+    async def put(self, trajectory: Trajectory, lease_id: str, calls: Sequence[bytes] | None = None) -> Outcome:
+        """Reports an attempt. ``lease_id`` is "" where the caller names none; ``calls`` are its encoded records where it brings them along.
+
+        Raises `BadRequest` where it is another episode's data.
+        """
+        reply = await self._database.run("put_trajectory", *await self._arguments(trajectory, lease_id, calls))
+        if reply[0] == b"mismatch":
+            kind, group = reply[1].decode(), reply[2].decode()
+            raise BadRequest(
+                f"group_id, kind: episode {trajectory.episode_id} was enqueued with group_id={group} and kind={kind}, "
+                f"the trajectory says {trajectory.group_id} and {trajectory.kind}",
+                param="group_id",
+            )
+        return cast("Outcome", reply[0].decode())
+
+    async def _arguments(self, trajectory: Trajectory, lease_id: str, calls: Sequence[bytes] | None) -> list[Argument]:
         head, messages = split(trajectory)
+        tree = pack_tree(calls) if calls is not None else b""
+        name = f"{trajectory.episode_id}.{trajectory.attempt}"
+        held_messages, held_tree = await self._bodies.keep(f"{name}.messages", messages), await self._bodies.keep(f"{name}.tree", tree)
+        spilled = references_in(held_messages, held_tree)
         failure = trajectory.failure
-        reply = await self._database.run(
-            "put_trajectory",
+        version = oldest_version(trajectory)
+        return [
             trajectory.episode_id,
             trajectory.attempt,
             lease_id,
@@ -60,17 +76,17 @@ class Trajectories:
             failure.who if failure else "",
             failure.why if failure else "",
             head,
-            messages,
-            *self._retry,
-        )
-        if reply[0] == b"mismatch":
-            kind, group = reply[1].decode(), reply[2].decode()
-            raise BadRequest(
-                f"group_id, kind: episode {trajectory.episode_id} was enqueued with group_id={group} and kind={kind}, "
-                f"the trajectory says {trajectory.group_id} and {trajectory.kind}",
-                param="group_id",
-            )
-        return cast("Outcome", reply[0].decode())
+            held_messages,
+            *self._rules.retry,
+            int(failure is None),
+            "" if version is None else version,
+            trajectory.session_id or "",
+            held_tree,
+            len(calls or ()),
+            len(messages) + len(tree),
+            orjson.dumps(spilled) if spilled else "",
+            drop_reason(trajectory),
+        ]
 
     async def get(self, episode_id: str) -> dict[str, Any]:
         """The trajectory as JSON-able dict. Raises `NotFound` where the episode is unknown or not final."""
@@ -82,28 +98,39 @@ class Trajectories:
 
     async def many(self, episode_ids: Sequence[str]) -> list[dict[str, Any] | str]:
         """The trajectories with messages, or the state ("" for unknown) of those that are not final."""
-        pipeline = self._database.pipeline()
-        for episode_id in episode_ids:
-            pipeline.hmget(self._database.keys.episode(episode_id), RECORD_FIELDS)
-            pipeline.get(self._database.keys.messages(episode_id))
-        answers = await self._database.execute(pipeline)
-        heads = [_head(record) for record in answers[::2]]
-        return [joined(head, body) if isinstance(head, dict) else head for head, body in zip(heads, answers[1::2], strict=True)]
+        heads, bodies = await self._heads(episode_ids), await self._messages(episode_ids)
+        return [joined(head, body) if isinstance(head, dict) else head for head, body in zip(heads, bodies, strict=True)]
 
-    async def page(self, after: int, limit: int, filters: Filters) -> tuple[list[dict[str, Any]], int]:
+    async def page(self, after: int, limit: int, filters: Filters) -> Page:
         """Up to ``limit`` heads after the cursor in completion order, and the cursor behind the last episode looked at."""
         items: list[dict[str, Any]] = []
+        searched = 0
         while True:
             rows = await self._completed(after)
             if not rows:
-                return items, after
-            heads = await self._heads([name.decode() for name, _ in rows])
-            for (_, number), head in zip(rows, heads, strict=True):
-                after = int(number)
-                if isinstance(head, dict) and filters.keeps(head):
+                return Page(items, after, more=False)
+            for number, head in await self._kept(rows, filters):
+                after = number
+                if head is not None:
                     items.append(head)
                 if len(items) == limit:
-                    return items, after
+                    return Page(items, after, more=True)
+            searched += len(rows)
+            if filters.text is not None and searched >= SEARCHED:
+                return Page(items, after, more=True)
+
+    async def _kept(self, rows: Sequence[tuple[bytes, float]], filters: Filters) -> list[tuple[int, dict[str, Any] | None]]:
+        """(completion number, head where the filters keep it) of each row."""
+        names = [name.decode() for name, _ in rows]
+        heads = [head if isinstance(head, dict) and filters.keeps(head) else None for head in await self._heads(names)]
+        if filters.text is not None:
+            wanted = [name for name, head in zip(names, heads, strict=True) if head is not None]
+            bodies = dict(zip(wanted, await self._messages(wanted), strict=True))
+            heads = [
+                head if head is not None and filters.found_in(expand(bodies[name] or b"[]")) else None
+                for name, head in zip(names, heads, strict=True)
+            ]
+        return [(int(number), head) for (_, number), head in zip(rows, heads, strict=True)]
 
     async def _completed(self, after: int) -> list[tuple[bytes, float]]:
         pipeline = self._database.pipeline()
@@ -116,6 +143,16 @@ class Trajectories:
         for episode_id in episode_ids:
             pipeline.hmget(self._database.keys.episode(episode_id), RECORD_FIELDS)
         return [_head(record) for record in await self._database.execute(pipeline)]
+
+    async def _messages(self, episode_ids: Sequence[str]) -> list[bytes | None]:
+        pipeline = self._database.pipeline()
+        for episode_id in episode_ids:
+            pipeline.get(self._database.keys.messages(episode_id))
+        held: list[bytes | None] = await self._database.execute(pipeline)
+        return list(await asyncio.gather(*(self._load(body) for body in held)))
+
+    async def _load(self, held: bytes | None) -> bytes | None:
+        return None if held is None else await self._bodies.load(held)
 
 
 def _head(record: Sequence[bytes | None]) -> dict[str, Any] | str:

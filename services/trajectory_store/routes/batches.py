@@ -1,22 +1,32 @@
 """Owns the routes of batches: what the trainer takes and what it says became of it."""
 
+import logging
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Request, Response
+import msgspec
+from fastapi import APIRouter, Body, Query, Request, Response
+from starlette.responses import StreamingResponse
 
 from services.common.errors import BadRequest
+from services.common.http import MSGPACK
 from services.common.ids import is_valid_id
 from services.common.wire.rollouts import Kind
-from services.common.wire.store import AckBatchBody, Batch, ExtendBody, LeaseBatchBody
+from services.common.wire.store import AckBatchBody, Batch, ExtendBody, Group, LeaseBatchBody
+from services.trajectory_store.redis_store.batches import Leased
 from services.trajectory_store.routes.deps import PathId, StoreDep, gone, guarded_router, msgpack
-from services.trajectory_store.token_join import encode_batch
+from services.trajectory_store.store import Store
+from services.trajectory_store.token_join import batch_head, encode_batch, encode_group
+
+log = logging.getLogger(__name__)
 
 
 def router() -> APIRouter:
     """``/v1/batches`` and ``/v1/groups``."""
     routes = guarded_router("batches")
     routes.add_api_route("/batches/lease", lease, methods=["POST"])
+    routes.add_api_route("/batches/{batch_id}/shard", shard, methods=["GET"])
     routes.add_api_route("/batches/{batch_id}/ack", ack, methods=["POST"], status_code=204)
     routes.add_api_route("/batches/{batch_id}/nack", nack, methods=["POST"], status_code=204)
     routes.add_api_route("/batches/{batch_id}/extend", extend, methods=["POST"], status_code=204)
@@ -25,15 +35,41 @@ def router() -> APIRouter:
 
 
 async def lease(body: LeaseBatchBody, request: Request, store: StoreDep) -> Response:
-    """Leases ready groups with their tokens, as a msgpack `Batch`."""
+    """Leases ready groups with their tokens, as a msgpack `Batch` that is sent group by group."""
 
-    async def look() -> Batch | None:
+    async def look() -> Leased | None:
         return await store.batches.lease(body, partial=False)
 
-    batch = await store.ready.until(look, body.wait_s, gone(request))
-    if batch is None and body.allow_partial:
-        batch = await store.batches.lease(body, partial=True)
-    return msgpack(encode_batch(batch or Batch(batch_id="", kind=body.kind, groups=[])))
+    leased = await store.ready.until(look, body.wait_s, gone(request))
+    if leased is None and body.allow_partial:
+        leased = await store.batches.lease(body, partial=True)
+    if leased is None:
+        return msgpack(encode_batch(Batch(batch_id="", kind=body.kind, groups=[])))
+    if not body.content:
+        groups = [Group(group_id=group_id, episodes=[]) for group_id, *_ in leased.rows]
+        return msgpack(encode_batch(msgspec.structs.replace(leased.batch, groups=groups)))
+    return _streamed(store, leased)
+
+
+async def shard(
+    batch_id: PathId,
+    store: StoreDep,
+    rank: Annotated[int, Query(ge=0)],
+    world: Annotated[int, Query(ge=1, le=65_536)],
+) -> Response:
+    """What one of ``world`` data-parallel ranks trains on of a leased batch. Shards are disjoint, complete, the same when asked again."""
+    if rank >= world:
+        raise BadRequest(f"rank: {rank} is not one of the {world} ranks", param="rank")
+    return _streamed(store, await store.batches.shard(batch_id, rank, world))
+
+
+def _streamed(store: Store, leased: Leased) -> Response:
+    async def parts() -> AsyncIterator[bytes]:
+        yield batch_head(leased.batch, len(leased.rows))
+        async for group in store.batches.groups(leased):
+            yield encode_group(group)
+
+    return StreamingResponse(parts(), media_type=MSGPACK)
 
 
 async def ack(batch_id: PathId, body: AckBatchBody, store: StoreDep) -> Response:
@@ -44,7 +80,8 @@ async def ack(batch_id: PathId, body: AckBatchBody, store: StoreDep) -> Response
     for episode_id, reason in body.dropped.items():
         if not is_valid_id(reason):
             raise BadRequest(f"dropped.{episode_id}: {reason!r} is not a reason; use a short word such as stale", param="dropped")
-    await store.batches.ack(batch_id, body)
+    if await store.batches.ack(batch_id, body):
+        log.error("%s: the dynamic filter rejects every group; no more train episodes are taken until the alarm is cleared", store.trial)
     return Response(status_code=204)
 
 

@@ -1,42 +1,49 @@
-"""Owns what all routes share: the store, the admin key, body limits, waiting for a client that may be gone."""
+"""Owns what all routes share: the store of the trial, the admin key, body limits, waiting for a client that may be gone."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated
 
+import zstandard
 from fastapi import APIRouter, Depends, Path, Request, Response
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from services.common.app import require_admin
-from services.common.errors import BadRequest, TooLarge
+from services.common.errors import BadRequest
 from services.common.http import MSGPACK
 from services.common.ids import ID_PATTERN, is_valid_id
+from services.trajectory_store.admission import BodyBudget
 from services.trajectory_store.store import Store
-
-MAX_BODY = 64 * 2**20
-"""Bytes. A trajectory of thousands of turns fits; what does not fit is a mistake."""
+from services.trajectory_store.tenants import Tenants
 
 PathId = Annotated[str, Path(pattern=ID_PATTERN.pattern)]
 
 
-def store_of(request: Request) -> Store:
-    """The store of this app."""
-    return request.app.state.store
+def tenants_of(request: Request) -> Tenants:
+    """The trials of this app."""
+    return request.app.state.tenants
 
 
-async def _store(request: Request) -> Store:
-    return store_of(request)
+async def store_of(request: Request) -> Store:
+    """The store of the trial that the URL names. Raises `NotFound` where a trial is read that does not exist."""
+    trial: str | None = request.scope["state"].get("trial")
+    return await tenants_of(request).of(trial, writes=request.method != "GET")
 
 
-StoreDep = Annotated[Store, Depends(_store)]
-"""Async, because FastAPI sends plain functions through a thread pool."""
+StoreDep = Annotated[Store, Depends(store_of)]
+
+
+def _budget(request: Request) -> BodyBudget:
+    return request.app.state.bodies
 
 
 async def guard(request: Request) -> None:
-    """Admin key and announced body size. Async for the same reason."""
+    """Admin key and announced body size. Async, because FastAPI sends plain functions through a thread pool."""
     require_admin(request)
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > MAX_BODY:
-        raise _too_large()
+    if announced.isdigit():
+        _budget(request).check(int(announced))
 
 
 def guarded_router(tag: str) -> APIRouter:
@@ -59,16 +66,33 @@ def add_raw_route(routes: APIRouter, path: str, endpoint: Callable[[Request], Aw
     routes.routes.append(route)
 
 
-async def read_body(request: Request) -> bytes:
-    """The raw body. Raises `TooLarge` while reading, so that a body without a length cannot fill the memory."""
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY:
-            raise _too_large()
-        chunks.append(chunk)
-    return b"".join(chunks)
+@asynccontextmanager
+async def body_of(request: Request) -> AsyncGenerator[bytes]:
+    """The raw body, which counts against the budget until the block is left.
+
+    Raises `TooLarge` or `Busy` while reading, so that bodies cannot fill the memory, and `BadRequest` for a broken zstd body.
+    """
+    budget = _budget(request)
+    with budget.hold() as held:
+        chunks: list[bytes] = []
+        try:
+            async for chunk in request.stream():
+                held.add(len(chunk))
+                chunks.append(chunk)
+        except ClientDisconnect as error:
+            raise BadRequest("body: it ended early, the client is gone", code="client_gone") from error
+        body = b"".join(chunks)
+        yield _unzip(body, budget) if request.headers.get("content-encoding") == "zstd" else body
+
+
+def _unzip(body: bytes, budget: BodyBudget) -> bytes:
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(body) as reader:
+            plain = reader.read(budget.max_body + 1)
+    except zstandard.ZstdError as error:
+        raise BadRequest(f"body: Content-Encoding is zstd and the body is not: {error}") from error
+    budget.check(len(plain))
+    return plain
 
 
 def path_id(request: Request, name: str) -> str:
@@ -87,7 +111,3 @@ def gone(request: Request) -> Callable[[], Awaitable[bool]]:
 def msgpack(body: bytes) -> Response:
     """A msgpack answer."""
     return Response(body, media_type=MSGPACK)
-
-
-def _too_large() -> TooLarge:
-    return TooLarge(f"the body is larger than {MAX_BODY // 2**20} MiB")

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from services.common.wire.store import MetricsRecord, PolicyVersion, Stats
-from services.trajectory_store.accounts import audit
-from services.trajectory_store.redis_store.batches import EXAMPLES_PER_REASON
+from services.trajectory_store.accounts import EXAMPLES_PER_REASON, audit
 from services.trajectory_store.routes.deps import PathId, StoreDep, guarded_router
 
 

@@ -1,10 +1,12 @@
-"""Owns the routes of the rollout queue."""
+"""Owns the routes of the rollout queue as trainers and workers see it."""
 
 from fastapi import APIRouter, Request, Response
 
 from services.common.errors import BadRequest
 from services.common.ids import new_id
 from services.common.wire.store import (
+    CancelBody,
+    CancelReply,
     EnqueueBody,
     EnqueueReply,
     HeartbeatBody,
@@ -12,8 +14,12 @@ from services.common.wire.store import (
     LeaseRolloutsBody,
     LeaseRolloutsReply,
     ReleaseBody,
+    RolloutLease,
 )
-from services.trajectory_store.routes.deps import StoreDep, gone, guarded_router
+from services.trajectory_store.fairness import Demand, shares
+from services.trajectory_store.routes.deps import StoreDep, gone, guarded_router, tenants_of
+from services.trajectory_store.store import Store
+from services.trajectory_store.tenants import Tenants
 
 MAX_REQUESTS = 10_000
 """Rollout requests in one body: all are queued in one step, during which Redis does nothing else."""
@@ -26,6 +32,7 @@ def router() -> APIRouter:
     routes.add_api_route("/rollouts/lease", lease, methods=["POST"])
     routes.add_api_route("/rollouts/heartbeat", heartbeat, methods=["POST"])
     routes.add_api_route("/rollouts/release", release, methods=["POST"], status_code=204)
+    routes.add_api_route("/rollouts/cancel", cancel, methods=["POST"])
     return routes
 
 
@@ -41,12 +48,28 @@ async def enqueue(body: EnqueueBody, store: StoreDep) -> EnqueueReply:
 async def lease(body: LeaseRolloutsBody, request: Request, store: StoreDep) -> LeaseRolloutsReply:
     """Leases episodes to a worker, waiting up to ``wait_s`` for the first."""
     token = new_id("lease")
+    tenants = tenants_of(request)
 
     async def look() -> LeaseRolloutsReply | None:
-        leases = await store.rollouts.lease(token, body.worker_id, body.limit, body.ttl_s)
+        leases = await _fair_lease(tenants, token, body) if body.trials else await _lease(store, token, body, body.limit)
         return LeaseRolloutsReply(leases=leases) if leases else None
 
     return await store.work.until(look, body.wait_s, gone(request)) or LeaseRolloutsReply(leases=[])
+
+
+async def _lease(store: Store, token: str, body: LeaseRolloutsBody, limit: int) -> list[RolloutLease]:
+    return await store.rollouts.lease(token, body.worker_id, limit, body.ttl_s)
+
+
+async def _fair_lease(tenants: Tenants, token: str, body: LeaseRolloutsBody) -> list[RolloutLease]:
+    """Leases from several trials: each free place goes to the trial with the fewest running episodes."""
+    stores = {store.trial: store for store in await tenants.all(body.trials)}
+    demands = [Demand(trial, *(await store.rollouts.demand())) for trial, store in stores.items()]
+    leases: list[RolloutLease] = []
+    for trial, count in shares(demands, body.limit).items():
+        found = await _lease(stores[trial], token, body, count)
+        leases += [lease.model_copy(update={"trial": trial}) for lease in found]
+    return leases
 
 
 async def heartbeat(body: HeartbeatBody, store: StoreDep) -> HeartbeatReply:
@@ -61,3 +84,12 @@ async def release(body: ReleaseBody, store: StoreDep) -> Response:
     if outcome == "final":
         store.ready.ring()
     return Response(status_code=204)
+
+
+async def cancel(body: CancelBody, store: StoreDep) -> CancelReply:
+    """Ends episodes that nobody wants any more, running ones included: their workers learn it from the next heartbeat. Never retried."""
+    if not body.episode_ids and not body.group_ids:
+        raise BadRequest("episode_ids, group_ids: name what to cancel", param="episode_ids")
+    reply = await store.rollouts.cancel(body.episode_ids, body.group_ids, body.reason)
+    store.ready.ring()
+    return reply

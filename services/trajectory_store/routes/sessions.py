@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from services.common.errors import BadRequest
 from services.common.wire.calls import CallRecord, decode_call
 from services.common.wire.store import SealBody, SessionView
-from services.trajectory_store.routes.deps import PathId, StoreDep, add_raw_route, guarded_router, msgpack, path_id, read_body, store_of
+from services.trajectory_store.routes.deps import PathId, StoreDep, add_raw_route, body_of, guarded_router, msgpack, path_id, store_of
 from services.trajectory_store.token_join import encode_calls
 
 MAX_DIGEST = 256
@@ -27,22 +27,24 @@ def router() -> APIRouter:
 async def begin_call(request: Request) -> Response:
     """Body ``{"digest": …}``: the call leaves for a policy server now."""
     session_id, call_id = path_id(request, "session_id"), path_id(request, "call_id")
-    await store_of(request).sessions.begin(session_id, call_id, _digest(await read_body(request)))
+    async with body_of(request) as body:
+        digest = _digest(body)
+    await (await store_of(request)).sessions.begin(session_id, call_id, digest)
     return Response(status_code=204)
 
 
 async def record_call(request: Request) -> Response:
     """Body: a msgpack `CallRecord`, durable once this answers. The same call again is ignored."""
     session_id, call_id = path_id(request, "session_id"), path_id(request, "call_id")
-    body = await read_body(request)
-    record = _record(body)
-    if (record.session_id, record.call_id) != (session_id, call_id):
-        raise BadRequest(
-            f"session_id, call_id: the record is call {record.call_id} of session {record.session_id}, "
-            f"the path says {call_id} of {session_id}",
-            param="call_id",
-        )
-    await store_of(request).sessions.record(session_id, call_id, body)
+    async with body_of(request) as body:
+        record = _record(body)
+        if (record.session_id, record.call_id) != (session_id, call_id):
+            raise BadRequest(
+                f"session_id, call_id: the record is call {record.call_id} of session {record.session_id}, "
+                f"the path says {call_id} of {session_id}",
+                param="call_id",
+            )
+        await (await store_of(request)).sessions.record(session_id, call_id, body)
     return Response(status_code=204)
 
 

@@ -1,0 +1,121 @@
+"""Owns what the store does without being asked: sweeping, packing, retention, dumping, gauges, and seeing that Redis lost writes."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+from prometheus_client import Counter, Gauge
+
+from services.common.app import Metrics
+from services.common.errors import ServiceError
+from services.trajectory_store.redis_store.rollouts import Sweep
+from services.trajectory_store.store import Store
+from services.trajectory_store.tenants import Tenants
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 0.25
+PACK_S = 0.5
+SLOW_S = 5.0
+
+
+@dataclass(slots=True)
+class Gauges:
+    """The Prometheus view of the accounts. Trials are labels; there are at most ``max_trials`` of them."""
+
+    metrics: Metrics
+    episodes: Gauge = field(init=False)
+    bodies: Gauge = field(init=False)
+    trajectories: Gauge = field(init=False)
+    drops: Gauge = field(init=False)
+    alarms: Gauge = field(init=False)
+    risks: Gauge = field(init=False)
+    losses: Counter = field(init=False)
+    retired: Counter = field(init=False)
+
+    def __post_init__(self) -> None:
+        make = self.metrics.gauge
+        self.episodes = make("episodes", "Counts of the ledger", ("trial", "kind", "count"))
+        self.bodies = make("body_bytes", "Bytes of messages and token trees", ("trial",))
+        self.trajectories = make("trajectories", "Trajectories stored now", ("trial",))
+        self.drops = make("dropped_episodes", "Episodes that were not trained on, by reason", ("trial", "kind", "reason"))
+        self.alarms = make("alarm", "1 while an alarm stands", ("trial", "name"))
+        self.risks = make("redis_data_at_risk", "1 where Redis could lose acknowledged data", ("risk",))
+        self.losses = self.metrics.counter("redis_lost_writes_total", "Times Redis was found without acknowledged writes", ("trial",))
+        self.retired = self.metrics.counter("retired_episodes_total", "Episodes removed by retention", ("trial",))
+
+
+class Upkeep:
+    """The background loops over all trials of this process."""
+
+    def __init__(self, tenants: Tenants, metrics: Metrics) -> None:
+        self._tenants = tenants
+        self._gauges = Gauges(metrics)
+        self._last: dict[str, Sweep] = {}
+
+    async def keep_sweeping(self) -> None:
+        """Ends expired rollout leases, queues due retries, closes overdue groups, for ever."""
+        while True:
+            for store in self._tenants.stores:
+                await self._sweep(store)
+            await asyncio.sleep(SWEEP_S)
+
+    async def _sweep(self, store: Store) -> None:
+        sweep = await store.rollouts.sweep()
+        if sweep.queued:
+            store.work.ring()
+        if sweep.final:
+            log.warning("%s: %d episodes or groups ended because their time was over", store.trial, sweep.final)
+            store.ready.ring()
+        last = self._last.get(store.trial)
+        self._last[store.trial] = sweep
+        if last is not None and sweep.is_behind(last):
+            await self._report_loss(store, last, sweep)
+
+    async def _report_loss(self, store: Store, last: Sweep, sweep: Sweep) -> None:
+        """Redis came back without its latest writes. The beat grows four times a second, so it also says how much time is missing."""
+        text = (
+            f"Redis lost acknowledged writes of about the last {max(1, last.beat - sweep.beat + 1) * SWEEP_S:.2f} s: at least "
+            f"{max(0, last.enqueued - sweep.enqueued)} enqueued episodes and {max(0, last.completed - sweep.completed)} trajectories"
+        )
+        log.error("%s: %s", store.trial, text)
+        self._gauges.losses.labels(store.trial).inc()
+        await store.ledger.note_loss(last.beat, text)
+
+    async def keep_packing(self) -> None:
+        """Packs the token trees of finished sessions, for ever."""
+        while True:
+            packed = [await store.sessions.pack() for store in self._tenants.stores]
+            if not any(packed):
+                await asyncio.sleep(PACK_S)
+
+    async def keep_tidy(self) -> None:
+        """Retention, alarms, gauges and trials that other stores made, for ever."""
+        while True:
+            try:
+                await self._tenants.discover()
+            except ServiceError as error:
+                log.warning("trials: %s", error.detail)
+            await self._tenants.server.health()
+            for store in self._tenants.stores:
+                while retired := await store.retention.retire():
+                    self._gauges.retired.labels(store.trial).inc(retired)
+                await self._refresh(store)
+            self._gauges.risks.clear()
+            for risk in self._tenants.server.risks:
+                self._gauges.risks.labels(risk).set(1)
+            await asyncio.sleep(SLOW_S)
+
+    async def _refresh(self, store: Store) -> None:
+        stats = await store.ledger.stats()
+        for kind, counts in stats.kinds.items():
+            numbers: dict[str, int] = counts.model_dump(exclude={"drops"})
+            for name, value in numbers.items():
+                self._gauges.episodes.labels(store.trial, str(kind), name).set(value)
+            for reason, count in counts.drops.items():
+                self._gauges.drops.labels(store.trial, str(kind), reason).set(count)
+        self._gauges.bodies.labels(store.trial).set(stats.body_bytes)
+        self._gauges.trajectories.labels(store.trial).set(stats.trajectories)
+        self._gauges.alarms.clear()
+        for name in stats.alarms:
+            self._gauges.alarms.labels(store.trial, name).set(1)
