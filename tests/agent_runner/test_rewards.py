@@ -96,6 +96,11 @@ def test_a_task_without_criteria_is_always_right(telecom: DomainBackend, small: 
     assert reward(telecom, TaskSpec("telecom", small[0].raw | {"evaluation_criteria": None})).reward == 1.0
 
 
+def test_a_task_that_names_no_reward_type_is_always_right(telecom: DomainBackend, small: list[TaskSpec]):
+    assert reward(telecom, task_with(small[0], reward_basis=[])).reward == 1.0
+    assert task_with(small[0], reward_basis=None).reward_basis == ("DB", "COMMUNICATE")
+
+
 def test_what_is_not_in_the_basis_is_checked_but_does_not_count(telecom: DomainBackend, small: list[TaskSpec]):
     info = reward(telecom, task_with(small[0], communicate_info=["42"], reward_basis=["COMMUNICATE"]), texts=("42",))
     assert (info.reward, info.breakdown) == (1.0, {"COMMUNICATE": 1.0})

@@ -155,10 +155,10 @@ def test_text_without_a_call_is_a_solo_agents_error():
     assert stop.termination is Termination.AGENT_ERROR
 
 
-def test_a_solo_stop_token_beside_calls_stops_at_once_or_is_an_error_later():
+def test_a_solo_stop_token_beside_calls_is_the_agents_error():
     first = solo()
     first.agent_said(calls("look", content=STOP))
-    assert first.termination is Termination.AGENT_STOP
+    assert first.termination is Termination.AGENT_ERROR
     later = solo()
     later.agent_said(calls("look"))
     later.env_said([OK])

@@ -65,7 +65,7 @@ class Upstream:
             self.to, self.owed = self.caller, None
         elif self.to == "user":
             self.speak("user", said, self.user_stops(said))
-        elif not self.agent(said, first) or first:
+        elif not self.agent(said) or first:
             return
         self.steps += 1
         if self.to != "env":
@@ -74,7 +74,7 @@ class Upstream:
             if self.errors >= self.max_errors:
                 self.finish("too_many_errors")
 
-    def agent(self, said: Said, first: bool) -> bool:
+    def agent(self, said: Said) -> bool:
         """The agent's turn; False where upstream raises instead of going on, which is the policy's error here."""
         if not self.solo:
             self.speak("agent", said, None)
@@ -88,10 +88,9 @@ class Upstream:
         stops = "###STOP###" in (said.text or "")
         self.speak("agent", said, "agent_stop" if stops else None)
         if stops and said.names:
-            if not first:
-                self.finish("agent_error")
-                return False
-            self.to = "user"
+            # In the first message upstream takes it for a stop, and its evaluator raises on calls without results.
+            self.finish("agent_error")
+            return False
         return True
 
     def speak(self, who: str, said: Said, reason: str | None) -> None:

@@ -91,7 +91,8 @@ class TaskSpec:
     @property
     def reward_basis(self) -> tuple[str, ...]:
         """The reward types whose factors are multiplied; tau2's default is DB and COMMUNICATE."""
-        return tuple(self._criteria_list("reward_basis") or ("DB", "COMMUNICATE"))
+        basis = self._criteria_list("reward_basis")
+        return ("DB", "COMMUNICATE") if basis is None else tuple(basis)
 
     @cached_property
     def actions(self) -> tuple[Action, ...]:
