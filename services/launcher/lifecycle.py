@@ -4,6 +4,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from services.common.transitions import following
+
 
 class State(StrEnum):
     """Where a supervised process stands."""
@@ -46,16 +48,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 
-class IllegalTransition(RuntimeError):
-    """An event that cannot happen in this state: a fault of the supervisor."""
-
-
 def advance(state: State, event: Event) -> State:
-    """The state after ``event``. Raises `IllegalTransition` for a pair that is not in the table."""
-    try:
-        return TRANSITIONS[state, event]
-    except KeyError:
-        raise IllegalTransition(f"{event} in state {state}") from None
+    """The state after ``event``. Raises `transitions.IllegalTransition` for a pair that is not in the table."""
+    return following(TRANSITIONS, state, event)
 
 
 @dataclass(frozen=True, slots=True)

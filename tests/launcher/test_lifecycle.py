@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.launcher.lifecycle import TRANSITIONS, Deaths, Event, IllegalTransition, RestartPolicy, State, advance
+from services.common.transitions import IllegalTransition
+from services.launcher.lifecycle import TRANSITIONS, Deaths, Event, RestartPolicy, State, advance
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))

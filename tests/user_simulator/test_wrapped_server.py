@@ -19,9 +19,10 @@ from user_fakes import FAKE_SGLANG, GREETING, LiveApp, free_port, turn
 from services.common.background import Background
 from services.common.config import ExperimentConfig
 from services.common.config.services import WrappedServerConfig
+from services.common.transitions import IllegalTransition
 from services.user_simulator.app import create_app
 from services.user_simulator.server import WrappedServer
-from services.user_simulator.server_states import TRANSITIONS, Event, IllegalTransition, Restarts, State, advance
+from services.user_simulator.server_states import TRANSITIONS, Event, Restarts, State, advance
 
 
 async def until(met: Callable[[], bool], within_s: float = 20.0) -> None:

@@ -15,7 +15,7 @@ from services.agent_runner.domains.data import DataFiles, read_bytes, read_datab
 from services.agent_runner.domains.desks import AIRLINE, RETAIL
 from services.agent_runner.domains.initial import bring_about
 from services.agent_runner.domains.port import Toolkit, ToolkitSource, port_module
-from services.agent_runner.domains.schemas import Schema, stop_schema
+from services.agent_runner.domains.schemas import Schema, schemas_of_user, stop_schema
 from services.agent_runner.domains.sessions import TableSession
 from services.agent_runner.domains.taskfile import FileTask
 from services.agent_runner.domains.tasks import TaskSets
@@ -63,12 +63,8 @@ class PortBackend(Generic[BaseT]):
         return [*agent, *self._user_schemas.values(), stop_schema()] if solo else agent
 
     def user_tool_schemas(self, task: TaskSpec) -> list[Schema]:
-        """The user's tools. A task that names one that does not exist leaves the user without any, as upstream does."""
-        if task.user_tools is None:
-            return list(self._user_schemas.values())
-        if not self._user_schemas.keys() >= set(task.user_tools):
-            return []
-        return [schema for name, schema in self._user_schemas.items() if name in task.user_tools]
+        """The user's tools (`schemas_of_user`)."""
+        return schemas_of_user(self._user_schemas, task)
 
     def user_guidelines(self, task: TaskSpec) -> str:
         """The user simulator's guidelines, in the variant for a user with tools where this task's has any."""

@@ -1,13 +1,13 @@
 """Owns OpenAI function schemas, made from a method's signature and docstring the way upstream tau2 makes them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import docstring_parser
 from pydantic import Field, create_model
 
-from services.agent_runner.domains.base import STOP_TOOL
+from services.agent_runner.domains.base import STOP_TOOL, TaskSpec
 
 Schema = dict[str, Any]
 
@@ -35,6 +35,15 @@ def _without_example(description: str | None) -> str | None:
         return None
     ends = [end for mark in EXAMPLES if (end := description.find(mark)) >= 0]
     return description[: min(ends)] if ends else description
+
+
+def schemas_of_user(schemas: Mapping[str, Schema], task: TaskSpec) -> list[Schema]:
+    """What of ``schemas`` the task's user holds. A task that names a tool that does not exist leaves the user without any, as upstream."""
+    if task.user_tools is None:
+        return list(schemas.values())
+    if not schemas.keys() >= set(task.user_tools):
+        return []
+    return [schema for name, schema in schemas.items() if name in task.user_tools]
 
 
 def stop_schema() -> Schema:

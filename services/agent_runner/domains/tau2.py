@@ -18,7 +18,7 @@ from typing import Any
 
 from services.agent_runner.domains.banking_retrieval import DEFAULT_VARIANT
 from services.agent_runner.domains.base import TaskSpec, UnknownDomain
-from services.agent_runner.domains.schemas import Schema, stop_schema
+from services.agent_runner.domains.schemas import Schema, schemas_of_user, stop_schema
 from services.agent_runner.domains.tasks import DEFAULT_SPLIT, TaskSets
 from services.agent_runner.domains.tau2_banking import Retrieval
 from services.agent_runner.domains.tau2_worlds import WORLDS, Tau2Session, World
@@ -114,13 +114,8 @@ class Tau2Backend:
         return [*self._agent_schemas.values(), *self._user_schemas.values(), stop_schema()] if solo else list(self._agent_schemas.values())
 
     def user_tool_schemas(self, task: TaskSpec) -> list[Schema]:
-        """The user's tools. A task that names one that does not exist leaves the user without any, as upstream does."""
-        if task.user_tools is None:
-            return list(self._user_schemas.values())
-        chosen = set(task.user_tools)
-        if chosen - self._user_schemas.keys():
-            return []
-        return [schema for name, schema in self._user_schemas.items() if name in chosen]
+        """The user's tools (`schemas_of_user`)."""
+        return schemas_of_user(self._user_schemas, task)
 
     def user_guidelines(self, task: TaskSpec) -> str:
         """The general part of the user simulator's system prompt; upstream's runtime persona is not set, so its place is empty."""
