@@ -65,6 +65,28 @@ def test_a_full_disk_is_503_with_its_reason_and_recovers(small_disk: FullDisk, t
         store.close()
 
 
+@pytest.mark.parametrize(
+    ("trouble", "cure", "code"), [("maxmemory 1", "maxmemory 0", "redis_oom"), ("replica", "primary", "redis_readonly")]
+)
+def test_the_first_write_of_a_trial_is_refused_like_any_other(redis_server: RedisServer, trouble: str, cure: str, code: str) -> None:
+    def put(raw: redis.Redis, state: str) -> None:
+        if state.startswith("maxmemory"):
+            raw.config_set(*state.split())
+        else:
+            raw.replicaof(*(("127.0.0.1", 1) if state == "replica" else ("NO", "ONE")))
+
+    with StoreThread(make_config(redis_server.url)) as server, redis.Redis.from_url(redis_server.url) as raw:
+        store = StoreClient(server.url)
+        put(raw, trouble)
+        try:
+            status, problem = store.status("POST", "/v1/rollouts", {"requests": [make_request("x", "gx").model_dump(mode="json")]})
+        finally:
+            put(raw, cure)
+        assert (status, problem["code"]) == (503, code)
+        store.enqueue([make_request("x", "gx")])
+        store.close()
+
+
 def wait_for_status(store: StoreClient, wanted: int) -> dict[str, str]:
     end = time.monotonic() + 20
     while True:

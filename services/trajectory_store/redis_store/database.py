@@ -11,7 +11,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import ClusterDownError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import (
+    ClusterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -29,6 +37,8 @@ Argument = str | bytes | int | float
 EVENTS_KEPT = 10_000
 TRANSIENT = ("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 """Error codes of Redis that say "not now" rather than "never"."""
+TYPED: Mapping[type[ResponseError], str] = {OutOfMemoryError: "OOM", ReadOnlyError: "READONLY", TryAgainError: "TRYAGAIN"}
+"""For plain commands redis-py turns some codes into types and takes them off the text; errors inside scripts keep their text."""
 SCRIPTS = (
     "enqueue",
     "lease_rollouts",
@@ -82,11 +92,15 @@ def failures_as_unavailable() -> Generator[None]:
     except RedisClusterException as error:
         raise Unavailable(f"the Redis cluster cannot be used: {error}", code="redis_unreachable", retry_after_s=1) from error
     except ResponseError as error:
-        text = str(error)
-        code = next((code for code in TRANSIENT if text.startswith(code) or f"-{code} " in text), None)
+        code = _transient_code(error)
         if code is None:
             raise
-        raise Unavailable(f"Redis refuses writes now: {text}", code=f"redis_{code.lower()}", retry_after_s=5) from error
+        raise Unavailable(f"Redis refuses writes now: {error}", code=f"redis_{code.lower()}", retry_after_s=5) from error
+
+
+def _transient_code(error: ResponseError) -> str | None:
+    text = str(error)
+    return TYPED.get(type(error)) or next((code for code in TRANSIENT if text.startswith(code) or f"-{code} " in text), None)
 
 
 class Server:
