@@ -30,14 +30,14 @@ import psutil
 import uvloop
 from episode_scripts import Json, agent_script, user_reply
 
+from services.agent_runner.conversation.messages import Message, ToolCall
+from services.agent_runner.conversation.orchestrator import Tools, Trace, play
+from services.agent_runner.conversation.protocol import Conversation
 from services.agent_runner.domains import DomainBackend, TaskSpec, open_backend
-from services.agent_runner.episode import EpisodePlayer
-from services.agent_runner.evaluator import Outcome, References, evaluate
-from services.agent_runner.messages import Message, ToolCall
-from services.agent_runner.orchestrator import Tools, Trace, play
-from services.agent_runner.pacing import Pace, PacedClient
-from services.agent_runner.protocol import Conversation
+from services.agent_runner.episodes.pacing import Pace, PacedClient
+from services.agent_runner.episodes.player import EpisodePlayer
 from services.agent_runner.proxy import ProxyClient
+from services.agent_runner.reward.evaluator import Outcome, References, evaluate
 from services.common.config import ExperimentConfig
 from services.common.wire.rollouts import Kind, RolloutRequest, TaskRef
 

@@ -10,20 +10,20 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from services.agent_runner import routes, routes_replays, routes_tasks
-from services.agent_runner.adhoc import AdhocEpisodes
 from services.agent_runner.catalog import Catalog
-from services.agent_runner.episode import EpisodePlayer
-from services.agent_runner.events import Phase
-from services.agent_runner.judge import open_judge
-from services.agent_runner.live import LiveEpisodes
+from services.agent_runner.episodes.adhoc import AdhocEpisodes
+from services.agent_runner.episodes.events import Phase
+from services.agent_runner.episodes.live import LiveEpisodes
+from services.agent_runner.episodes.pacing import LoopLag, Pace, PacedClient
+from services.agent_runner.episodes.player import EpisodePlayer
+from services.agent_runner.episodes.worker import Worker
 from services.agent_runner.metrics import RunnerMetrics
-from services.agent_runner.pacing import LoopLag, Pace, PacedClient
 from services.agent_runner.proxy import ProxyClient
-from services.agent_runner.replay import Replays
-from services.agent_runner.sse import Streams
+from services.agent_runner.records.replay import Replays
+from services.agent_runner.reward.judge import open_judge
+from services.agent_runner.routes import episodes, replays, tasks
+from services.agent_runner.routes.sse import Streams
 from services.agent_runner.store import StoreClient
-from services.agent_runner.worker import Worker
 from services.common import app as common
 from services.common.background import Background
 from services.common.config import ExperimentConfig, ServiceName
@@ -93,7 +93,7 @@ def create_app(config: ExperimentConfig) -> FastAPI:
                 background.start(name, run)
             yield
 
-    routers = [routes.router, routes_tasks.router, routes_replays.router]
+    routers = [episodes.router, tasks.router, replays.router]
     return common.create_app("agent_runner", lifespan=lifespan, readiness=readiness, routers=routers)
 
 

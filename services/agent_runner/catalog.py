@@ -11,7 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from services.agent_runner.domains import DOMAINS, DomainBackend, TaskSpec, UnknownDomain, UnknownSplit, UnknownTask, open_backend, warm_up
-from services.agent_runner.floor import Floor, Floors, do_nothing_floor
+from services.agent_runner.reward.floor import Floor, Floors, do_nothing_floor
 from services.common.config import ExperimentConfig
 from services.common.config.datasets import DatasetRef
 from services.common.errors import BadRequest, NotFound, ServiceError

@@ -14,11 +14,11 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from services.agent_runner.archive import Wanted, pack, read_archive
 from services.agent_runner.catalog import Catalog
-from services.agent_runner.corpus import write_corpus
-from services.agent_runner.judge import open_judge
-from services.agent_runner.replay import Mode, ReplayReport, Replays
+from services.agent_runner.records.archive import Wanted, pack, read_archive
+from services.agent_runner.records.corpus import write_corpus
+from services.agent_runner.records.replay import Mode, ReplayReport, Replays
+from services.agent_runner.reward.judge import open_judge
 from services.agent_runner.store import StoreClient
 from services.common.app import admin_headers
 from services.common.config import ExperimentConfig, load_config

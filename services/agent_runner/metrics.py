@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from services.agent_runner.pacing import LoopLag
+from services.agent_runner.episodes.pacing import LoopLag
 from services.common.errors import ServiceError
 from services.common.wire.rollouts import TaskRef, Trajectory
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import orjson
 
-from services.agent_runner.messages import Json
-from services.agent_runner.orchestrator import ContextExceeded
+from services.agent_runner.conversation.messages import Json
+from services.agent_runner.conversation.orchestrator import ContextExceeded
 from services.common.app import admin_headers
 from services.common.errors import RemoteError
 from services.common.http import ServiceClient

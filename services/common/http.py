@@ -7,12 +7,15 @@ aiohttp, not httpx, because the two hops of each policy call are the hot path an
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self, cast
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from services.common.errors import RemoteError
 
@@ -57,7 +60,8 @@ class ServiceClient:
     def _pool(self) -> aiohttp.ClientSession:
         if self._session is None:
             # limit=0: admission is bounded by the callers' own queues, a second bound here only hides waiting.
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=True)
+            # No cookies: services set none, and looking for them is part of every request.
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar())
         return self._session
 
     async def get(self, path: str, **kwargs: Any) -> Any:
@@ -130,12 +134,34 @@ class ServiceClient:
             await asyncio.sleep(wait)
             pause = min(pause * 2, 2.0)
 
+    @asynccontextmanager
+    async def stream(
+        self, method: str, path: str, *, data: bytes, headers: Mapping[str, str] | None = None, timeout_s: float, silence_s: float
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """Sends one request, without retries, and gives the body of a 2xx answer as it comes.
+
+        ``timeout_s`` bounds the whole, ``silence_s`` the time between two chunks. Raises `RemoteError`, in mid-answer too.
+        """
+        merged = {**self._headers, **(headers or {}), "Content-Type": "application/json"}
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_read=silence_s)
+        try:
+            async with self._pool().request(method, _url(self.base_url + path), data=data, headers=merged, timeout=timeout) as response:
+                if response.status >= 300:
+                    raise self._remote_error(response.status, await response.read())
+                yield response.content.iter_any()
+        except TimeoutError:
+            raise RemoteError(
+                self.name, None, "timeout", f"{method} {path} was silent for {silence_s:g} s or took over {timeout_s:g} s"
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise RemoteError(self.name, None, "unreachable", f"{method} {self.base_url}{path}: {error!r}") from error
+
     async def _attempt(
         self, method: str, path: str, payload: bytes | None, headers: Mapping[str, str], timeout_s: float
     ) -> tuple[bytes, Mapping[str, str]]:
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        url, timeout = _url(self.base_url + path), _timeout(timeout_s)
         try:
-            async with self._pool().request(method, self.base_url + path, data=payload, headers=headers, timeout=timeout) as response:
+            async with self._pool().request(method, url, data=payload, headers=headers, timeout=timeout) as response:
                 body = await response.read()
         except TimeoutError:
             raise RemoteError(self.name, None, "timeout", f"{method} {path} took over {timeout_s:g} s") from None
@@ -156,3 +182,14 @@ class ServiceClient:
         known = cast("dict[str, Any]", fields)
         detail = known.get("detail") or known.get("message") or ""
         return RemoteError(self.name, status, str(known.get("code") or "error"), str(detail))
+
+
+# Both are made for every request and are mostly the same ones: the routes of the sessions under way, a handful of deadlines.
+@lru_cache(8192)
+def _url(text: str) -> URL:
+    return URL(text)
+
+
+@lru_cache(64)
+def _timeout(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds)

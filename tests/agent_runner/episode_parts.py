@@ -7,9 +7,9 @@ from typing import Any
 
 from runner_fakes import Json, config_for
 
-from services.agent_runner.demonstrator import Demonstrator
+from services.agent_runner.conversation.demonstrator import Demonstrator
 from services.agent_runner.domains import DomainBackend, TaskSpec, ToolResult
-from services.agent_runner.episode import EpisodePlayer
+from services.agent_runner.episodes.player import EpisodePlayer
 from services.agent_runner.proxy import ProxyClient
 from services.common.http import ServiceClient
 from services.common.wire.rollouts import Owner, Status, Trajectory

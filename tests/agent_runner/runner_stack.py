@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from runner_fakes import FakeProxy, FakeStore, Json, LiveApp, config_for
 
 from services.agent_runner.app import create_app
-from services.agent_runner.demonstrator import Demonstrator
+from services.agent_runner.conversation.demonstrator import Demonstrator
 from services.agent_runner.domains import TaskSpec
 
 

@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import pytest
 
-from services.agent_runner.corpus import conversation, conversations
-from services.agent_runner.demonstrator import CHECKS, Demonstrator, Quality, Step, UnknownTicket, script, ticket_kind
+from services.agent_runner.conversation.demonstrator import CHECKS, Demonstrator, Quality, Step, UnknownTicket, script, ticket_kind
 from services.agent_runner.domains import DomainBackend, TaskSpec, ToolResult
-from services.agent_runner.evaluator import Outcome, ToolUse, evaluate
+from services.agent_runner.records.corpus import conversation, conversations
+from services.agent_runner.reward.evaluator import Outcome, ToolUse, evaluate
 from services.common.config import ExperimentConfig
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from services.agent_runner.domains import DomainBackend, TaskSpec, UnknownSplit, open_backend
-from services.agent_runner.floor import Floors, do_nothing_floor
+from services.agent_runner.reward.floor import Floors, do_nothing_floor
 
 
 @pytest.mark.parametrize(

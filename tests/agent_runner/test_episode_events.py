@@ -14,8 +14,8 @@ from runner_fakes import says, tool_call
 from runner_stack import Stack, playing, wait_until
 
 from services.agent_runner.domains import TaskSpec
-from services.agent_runner.events import EpisodeLog, IllegalPhase, Phase
-from services.agent_runner.sse import Streams
+from services.agent_runner.episodes.events import EpisodeLog, IllegalPhase, Phase
+from services.agent_runner.routes.sse import Streams
 from services.common.errors import Busy
 from services.common.wire.rollouts import RolloutRequest, TaskRef
 

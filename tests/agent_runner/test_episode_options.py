@@ -9,9 +9,9 @@ from episode_parts import owner, player, saying, scripted
 from fastapi.responses import JSONResponse
 from runner_fakes import FakeJudge, FakeProxy, FakeUsers, LiveApp, rollout, says, tool_call, verdicts
 
+from services.agent_runner.conversation.thinking import NOTED
 from services.agent_runner.domains import DomainBackend, TaskSpec, ToolResult
-from services.agent_runner.rebuild import Difference, recorded_steps, reexecute
-from services.agent_runner.thinking import NOTED
+from services.agent_runner.records.rebuild import Difference, recorded_steps, reexecute
 from services.common.wire.rollouts import Owner, Status, Trajectory
 
 Live = Callable[[object], LiveApp]
@@ -232,7 +232,7 @@ async def play_judged(live: Live, proxy: FakeProxy, task: TaskSpec, judge_url: s
     users = FakeUsers(lambda messages: {"content": "###STOP###" if len(messages) > 2 else "create it"})
     econfig = {"judge_llm": "grader", "judge_llm_base_url": f"{judge_url}/v1"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("services.agent_runner.world.Worlds.find", lambda *_: found(task))
+        patch.setattr("services.agent_runner.episodes.world.Worlds.find", lambda *_: found(task))
         async with player(live(proxy).url, live(users).url, econfig=econfig) as episodes:
             return await episodes.play(rollout(task, solo=False))
 

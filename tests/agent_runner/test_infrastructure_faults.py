@@ -131,8 +131,8 @@ async def test_environment_code_that_breaks_is_the_environments_failure(
     live: Live, proxy: FakeProxy, telecom: DomainBackend, small: list[TaskSpec], monkeypatch: pytest.MonkeyPatch, odd: str, inline: bool
 ):
     backend = OddBackend(telecom, odd=odd, inline=inline)
-    monkeypatch.setattr("services.agent_runner.world.open_backend", lambda *_, **__: backend)
-    monkeypatch.setattr("services.agent_runner.world.warm_up", lambda *_, **__: None)
+    monkeypatch.setattr("services.agent_runner.episodes.world.open_backend", lambda *_, **__: backend)
+    monkeypatch.setattr("services.agent_runner.episodes.world.warm_up", lambda *_, **__: None)
     proxy.policy = saying(LOOK, says(tool_call("done")))
     async with player(live(proxy).url) as episodes:
         finished = await episodes.play(rollout(small[0]))
@@ -143,7 +143,7 @@ async def test_a_tool_that_hangs_in_its_thread_is_the_environments_failure_and_s
     live: Live, proxy: FakeProxy, telecom: DomainBackend, small: list[TaskSpec], monkeypatch: pytest.MonkeyPatch
 ):
     backend = OddBackend(telecom, inline=False, delay_s=0.5)
-    monkeypatch.setattr("services.agent_runner.world.open_backend", lambda *_, **__: backend)
+    monkeypatch.setattr("services.agent_runner.episodes.world.open_backend", lambda *_, **__: backend)
     proxy.policy = saying(LOOK)
     async with player(live(proxy).url, tool_timeout_s=0.15) as episodes:
         playing = asyncio.create_task(episodes.play(rollout(small[0])))
@@ -173,7 +173,7 @@ class JudgedBackend(OddBackend):
 
 @pytest.fixture
 def judged_telecom(telecom: DomainBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.agent_runner.world.open_backend", lambda *_, **__: JudgedBackend(telecom))
+    monkeypatch.setattr("services.agent_runner.episodes.world.open_backend", lambda *_, **__: JudgedBackend(telecom))
 
 
 def grader(url: str) -> dict[str, Any]:

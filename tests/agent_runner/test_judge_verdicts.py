@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runner_fakes import FakeJudge, LiveApp, free_port, verdicts
 
-from services.agent_runner.judge import ATTEMPTS, Judge, JudgeFailed, open_judge, read_verdicts
-from services.agent_runner.messages import Message, ToolCall
+from services.agent_runner.conversation.messages import Message, ToolCall
+from services.agent_runner.reward.judge import ATTEMPTS, Judge, JudgeFailed, open_judge, read_verdicts
 from services.common.config.experiment import EnvConfig
 
 TALK = [

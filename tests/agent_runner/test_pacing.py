@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from runner_fakes import FakeStore, LiveApp, rollout, until
 
 from services.agent_runner.domains import TaskSpec
-from services.agent_runner.live import LiveEpisodes
+from services.agent_runner.episodes.live import LiveEpisodes
+from services.agent_runner.episodes.pacing import LoopLag, Pace, PacedClient, Turnstile
+from services.agent_runner.episodes.worker import LEASED_AT_ONCE, Worker
 from services.agent_runner.metrics import RunnerMetrics
-from services.agent_runner.pacing import LoopLag, Pace, PacedClient, Turnstile
 from services.agent_runner.store import StoreClient
-from services.agent_runner.worker import LEASED_AT_ONCE, Worker
 from services.common.app import Metrics
 from services.common.background import Background
 from services.common.http import ServiceClient

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.agent_runner.domains import TaskSpec
-from services.agent_runner.results import ResultsInfo, export, message_json
+from services.agent_runner.records.results import ResultsInfo, export, message_json
 from services.common.wire.rollouts import Check, Failure, Kind, Owner, RewardInfo, Sampling, Status, TaskRef, TaskStamp, Timings, Trajectory
 
 ACTION = {"action_id": "a", "name": "update_task_status", "arguments": {"task_id": "task_1", "status": "completed"}}

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from services.agent_runner.conversation.messages import Message, ToolCall
 from services.agent_runner.domains import Action, DomainBackend, TaskSpec
-from services.agent_runner.evaluator import Outcome, References, ToolUse, basis_of, evaluate, judged, matches, needs_judge
-from services.agent_runner.messages import Message, ToolCall
+from services.agent_runner.reward.evaluator import Outcome, References, ToolUse, basis_of, evaluate, judged, matches, needs_judge
 from services.common.wire.rollouts import Check
 
 TRANSFER = "transfer_to_human_agents"

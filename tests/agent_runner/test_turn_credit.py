@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.agent_runner.credit import turn_rewards
+from services.agent_runner.reward.credit import turn_rewards
 
 
 @pytest.mark.parametrize(

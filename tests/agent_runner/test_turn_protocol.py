@@ -2,9 +2,9 @@
 
 import pytest
 
+from services.agent_runner.conversation.messages import Malformed, Message, ToolCall, read_agent_message
+from services.agent_runner.conversation.protocol import GREETING, STOP, Conversation, Role, Termination
 from services.agent_runner.domains import ToolResult
-from services.agent_runner.messages import Malformed, Message, ToolCall, read_agent_message
-from services.agent_runner.protocol import GREETING, STOP, Conversation, Role, Termination
 
 OK, ERROR = ToolResult("fine"), ToolResult("Error: no", error=True)
 

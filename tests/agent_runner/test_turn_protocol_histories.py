@@ -2,9 +2,9 @@
 
 import pytest
 
+from services.agent_runner.conversation.messages import Message, ToolCall, for_record, read_history, read_record
+from services.agent_runner.conversation.protocol import GREETING, Conversation, Role, Termination
 from services.agent_runner.domains import DomainBackend, ToolResult
-from services.agent_runner.messages import Message, ToolCall, for_record, read_history, read_record
-from services.agent_runner.protocol import GREETING, Conversation, Role, Termination
 
 OK, ERROR = ToolResult("fine"), ToolResult("Error: no", error=True)
 USER_ASKS = Message("user", "do it")

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.agent_runner.conversation.messages import Malformed, Message, ToolCall, for_record, read_agent_message, read_record, spoken
+from services.agent_runner.conversation.protocol import Conversation, Role, Termination, agent_sees, user_sees
 from services.agent_runner.domains import ToolResult
-from services.agent_runner.messages import Malformed, Message, ToolCall, for_record, read_agent_message, read_record, spoken
-from services.agent_runner.protocol import Conversation, Role, Termination, agent_sees, user_sees
 
 TEXTS = st.sampled_from([None, "", "hello", "###STOP###", "so ###TRANSFER###", "###OUT-OF-SCOPE###", "x ###STOP### y"])
 NAMES = st.lists(st.sampled_from(["look", "fix", "done"]), max_size=3)

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 
 from runner_fakes import FakeProxy, FakeStore, LiveApp, config_for, openai_error, rollout, says, tool_call, until
 
-from services.agent_runner.demonstrator import Demonstrator
+from services.agent_runner.conversation.demonstrator import Demonstrator
 from services.agent_runner.domains import TaskSpec
-from services.agent_runner.episode import EpisodePlayer
+from services.agent_runner.episodes.player import EpisodePlayer
+from services.agent_runner.episodes.worker import Worker
 from services.agent_runner.proxy import ProxyClient
 from services.agent_runner.store import StoreClient
-from services.agent_runner.worker import Worker
 from services.common.background import Background
 from services.common.http import ServiceClient
 

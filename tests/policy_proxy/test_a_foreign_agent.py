@@ -12,9 +12,9 @@ from agents import Agent, FunctionTool, ModelSettings, OpenAIChatCompletionsMode
 from openai import BadRequestError
 from proxy_helpers import SessionClient, call_text, running_proxy
 
+from services.agent_runner.conversation.messages import read_agent_message
 from services.agent_runner.domains import DomainBackend, Session, TaskSpec, open_backend
-from services.agent_runner.evaluator import Outcome, evaluate
-from services.agent_runner.messages import read_agent_message
+from services.agent_runner.reward.evaluator import Outcome, evaluate
 from services.common.wire.calls import CallRecord, decode_call, rows_of
 from services.common.wire.rollouts import Kind, Sampling, Status, TaskRef, TaskStamp, Timings, Trajectory
 from services.policy_proxy.rendering import Renderer

@@ -5,14 +5,14 @@ import json
 from played import Json, Played, answered, chat, spoken
 from scripted import Script, ScriptedAgent, ScriptedUser, judge
 
+from services.agent_runner.conversation.messages import Message, ToolCall, for_agent, for_record, for_user, read_history
+from services.agent_runner.conversation.orchestrator import Tools, Trace, play
+from services.agent_runner.conversation.prompts import system_prompt
+from services.agent_runner.conversation.protocol import Conversation, Termination
+from services.agent_runner.conversation.user import scenario_of
 from services.agent_runner.domains import DomainBackend, TaskSpec
-from services.agent_runner.evaluator import Outcome, evaluate, judged, premature
-from services.agent_runner.judge import Judge
-from services.agent_runner.messages import Message, ToolCall, for_agent, for_record, for_user, read_history
-from services.agent_runner.orchestrator import Tools, Trace, play
-from services.agent_runner.prompts import system_prompt
-from services.agent_runner.protocol import Conversation, Termination
-from services.agent_runner.user import scenario_of
+from services.agent_runner.reward.evaluator import Outcome, evaluate, judged, premature
+from services.agent_runner.reward.judge import Judge
 from services.common.wire.rollouts import RewardInfo
 from services.common.wire.users import UserTurnBody
 from services.user_simulator.prompt import prompt

@@ -14,7 +14,7 @@ from scripted import SCRIPTS, Setting
 from theirs import scripted_judge, upstream
 
 from services.agent_runner.domains import DomainBackend, TaskSpec, open_backend
-from services.agent_runner.results import ResultsInfo, export
+from services.agent_runner.records.results import ResultsInfo, export
 from services.common.passk import mean_reward, pass_hat
 from services.common.wire.rollouts import Failure, Kind, Owner, Sampling, Status, TaskRef, TaskStamp, Timings, Trajectory
 

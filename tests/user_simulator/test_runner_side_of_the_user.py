@@ -7,9 +7,9 @@ import pytest
 from conftest import Sglang
 from user_fakes import TOOLS, Json, LiveApp, tasks
 
+from services.agent_runner.conversation.messages import Message, ToolCall
+from services.agent_runner.conversation.user import SimulatedUser, UserFailed, scenario_of
 from services.agent_runner.domains import TaskSpec
-from services.agent_runner.messages import Message, ToolCall
-from services.agent_runner.user import SimulatedUser, UserFailed, scenario_of
 from services.common.config import ExperimentConfig
 from services.common.http import ServiceClient
 from services.common.wire.users import Fault

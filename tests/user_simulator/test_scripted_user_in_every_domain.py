@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from user_fakes import GREETING, Json, agent, ran, tasks, user
 
+from services.agent_runner.conversation.user import scenario_of
 from services.agent_runner.domains import TaskSpec
-from services.agent_runner.user import scenario_of
 from services.common.wire.users import Fault, UserSideMessage, UserTurnBody
 from services.user_simulator.faults import Turn, judge
 from services.user_simulator.first_person import first_person

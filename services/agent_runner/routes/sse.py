@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 
 import orjson
 
-from services.agent_runner.events import FINISHED, STOPPED, EpisodeLog, Event
+from services.agent_runner.episodes.events import FINISHED, STOPPED, EpisodeLog, Event
 from services.common.errors import Busy
 
 HEARTBEAT_S = 15.0

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from services.agent_runner.demonstrator import Demonstrator, Quality
+from services.agent_runner.conversation.demonstrator import Demonstrator, Quality
+from services.agent_runner.conversation.messages import read_agent_message
+from services.agent_runner.conversation.prompts import system_prompt
 from services.agent_runner.domains import STOP_TOOL, DomainBackend, TaskSpec, open_backend
-from services.agent_runner.messages import read_agent_message
-from services.agent_runner.prompts import system_prompt
 from services.common.config import ExperimentConfig
 from services.common.config.datasets import DatasetRef
 

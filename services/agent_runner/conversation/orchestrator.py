@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from services.agent_runner.conversation.messages import Json, Malformed, Message, ToolCall, read_agent_message
+from services.agent_runner.conversation.offloop import off_loop
+from services.agent_runner.conversation.protocol import REQUESTORS, Conversation, Role, Termination
 from services.agent_runner.domains import Requestor, Session, ToolResult
-from services.agent_runner.messages import Json, Malformed, Message, ToolCall, read_agent_message
-from services.agent_runner.offloop import off_loop
-from services.agent_runner.protocol import REQUESTORS, Conversation, Role, Termination
 
 
 class ContextExceeded(Exception):

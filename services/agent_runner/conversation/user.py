@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 
+from services.agent_runner.conversation.messages import Json, Message, ToolCall
+from services.agent_runner.conversation.seeds import call_seed
 from services.agent_runner.domains import DomainBackend, TaskSpec
-from services.agent_runner.messages import Json, Message, ToolCall
-from services.agent_runner.seeds import call_seed
 from services.common.http import ServiceClient
 from services.common.wire.users import Fault, Scenario, UserTurnReply
 

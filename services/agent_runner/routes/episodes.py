@@ -6,12 +6,12 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from services.agent_runner.adhoc import AdhocEpisodes
 from services.agent_runner.catalog import Catalog
-from services.agent_runner.events import EpisodeLog, Phase
-from services.agent_runner.live import LiveEpisodes
-from services.agent_runner.routes_common import domains_loaded, stored
-from services.agent_runner.sse import Streams
+from services.agent_runner.episodes.adhoc import AdhocEpisodes
+from services.agent_runner.episodes.events import EpisodeLog, Phase
+from services.agent_runner.episodes.live import LiveEpisodes
+from services.agent_runner.routes.common import domains_loaded, stored
+from services.agent_runner.routes.sse import Streams
 from services.common.config import ExperimentConfig
 from services.common.errors import BadRequest, Conflict, NotFound
 from services.common.ids import new_id

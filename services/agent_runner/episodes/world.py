@@ -6,10 +6,10 @@ Refuses what cannot be played before anything is spent on it.
 import asyncio
 from dataclasses import dataclass
 
+from services.agent_runner.conversation.messages import Message, read_history
+from services.agent_runner.conversation.offloop import off_loop
+from services.agent_runner.conversation.thinking import ThinkingSession
 from services.agent_runner.domains import BackendName, DomainBackend, Retrieval, Session, TaskSpec, open_backend, warm_up
-from services.agent_runner.messages import Message, read_history
-from services.agent_runner.offloop import off_loop
-from services.agent_runner.thinking import ThinkingSession
 from services.common.config import ExperimentConfig
 from services.common.wire.rollouts import TaskRef
 

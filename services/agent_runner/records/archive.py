@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from services.agent_runner.catalog import Catalog
 from services.agent_runner.domains import DomainBackend, TaskSpec
-from services.agent_runner.results import ResultsInfo, export
+from services.agent_runner.records.results import ResultsInfo, export
 from services.agent_runner.store import StoreClient
 from services.common import passk
 from services.common.config import ExperimentConfig

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from services.agent_runner.catalog import Catalog
 from services.agent_runner.domains import TaskSpec
-from services.agent_runner.routes_common import domains_loaded
+from services.agent_runner.routes.common import domains_loaded
 from services.common.config import ExperimentConfig
 from services.common.wire.rollouts import TaskRef, Wire
 

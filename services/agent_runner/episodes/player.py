@@ -8,21 +8,21 @@ import logging
 import time
 from collections.abc import Sequence
 
-from services.agent_runner.agent import DemonstratorAgent, PolicyAgent, Prompt
-from services.agent_runner.demonstrator import Demonstrator
+from services.agent_runner.conversation.agent import DemonstratorAgent, PolicyAgent, Prompt
+from services.agent_runner.conversation.demonstrator import Demonstrator
+from services.agent_runner.conversation.messages import Json, read_record
+from services.agent_runner.conversation.offloop import Stuck, off_loop
+from services.agent_runner.conversation.orchestrator import Clock, ContextExceeded, Tools, play
+from services.agent_runner.conversation.prompts import Openings
+from services.agent_runner.conversation.protocol import Conversation, Role, Termination
+from services.agent_runner.conversation.user import SimulatedUser, UserFailed
 from services.agent_runner.domains import TaskSpec
-from services.agent_runner.evaluator import Outcome, References, basis_of, evaluate, judged, needs_judge, premature
-from services.agent_runner.judge import Judge, JudgeFailed, open_judge
-from services.agent_runner.messages import Json, read_record
-from services.agent_runner.offloop import Stuck, off_loop
-from services.agent_runner.orchestrator import Clock, ContextExceeded, Tools, play
-from services.agent_runner.prompts import Openings
-from services.agent_runner.protocol import Conversation, Role, Termination
+from services.agent_runner.episodes.report import Run, Watch, trajectory_of
+from services.agent_runner.episodes.world import World, Worlds
 from services.agent_runner.proxy import Grant, ProxyClient
-from services.agent_runner.rebuild import Difference, reexecute
-from services.agent_runner.report import Run, Watch, trajectory_of
-from services.agent_runner.user import SimulatedUser, UserFailed
-from services.agent_runner.world import World, Worlds
+from services.agent_runner.records.rebuild import Difference, reexecute
+from services.agent_runner.reward.evaluator import Outcome, References, basis_of, evaluate, judged, needs_judge, premature
+from services.agent_runner.reward.judge import Judge, JudgeFailed, open_judge
 from services.common.config import ExperimentConfig
 from services.common.errors import RemoteError
 from services.common.http import ServiceClient

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.agent_runner.conversation.messages import Json
+from services.agent_runner.conversation.thinking import NOTED, THINK_TOOL
 from services.agent_runner.domains import Requestor, Session, ToolResult
-from services.agent_runner.messages import Json
-from services.agent_runner.thinking import NOTED, THINK_TOOL
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ They never pass the queue, but are stored like any other. Refuses more than a fi
 import asyncio
 import logging
 
-from services.agent_runner.live import LiveEpisodes, Play
+from services.agent_runner.episodes.live import LiveEpisodes, Play
 from services.agent_runner.store import StoreClient
 from services.common.errors import Busy, RemoteError
 from services.common.wire.rollouts import RolloutRequest, Trajectory

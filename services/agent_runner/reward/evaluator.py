@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
+from services.agent_runner.conversation.messages import Message
 from services.agent_runner.domains import Action, DomainBackend, EnvCall, Session, TaskSpec
-from services.agent_runner.messages import Message
 from services.common.wire.rollouts import Check, RewardInfo
 
 RetailReward = Literal["db", "db+communicate", "db+judge"]

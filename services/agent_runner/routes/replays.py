@@ -5,11 +5,11 @@ from functools import partial
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field, model_validator
 
-from services.agent_runner.adhoc import AdhocEpisodes
-from services.agent_runner.evaluator import RetailReward
-from services.agent_runner.replay import Mode, ReplayReport, Replays
-from services.agent_runner.routes import Started
-from services.agent_runner.routes_common import domains_loaded, stored
+from services.agent_runner.episodes.adhoc import AdhocEpisodes
+from services.agent_runner.records.replay import Mode, ReplayReport, Replays
+from services.agent_runner.reward.evaluator import RetailReward
+from services.agent_runner.routes.common import domains_loaded, stored
+from services.agent_runner.routes.episodes import Started
 from services.common.config import ExperimentConfig
 from services.common.errors import NotFound
 from services.common.ids import new_id

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.agent_runner.credit import turn_rewards
-from services.agent_runner.messages import Json, for_record
-from services.agent_runner.orchestrator import Trace
-from services.agent_runner.protocol import Conversation, Role, Termination
+from services.agent_runner.conversation.messages import Json, for_record
+from services.agent_runner.conversation.orchestrator import Trace
+from services.agent_runner.conversation.protocol import Conversation, Role, Termination
+from services.agent_runner.reward.credit import turn_rewards
 from services.common.config import ExperimentConfig
 from services.common.wire.rollouts import Failure, Owner, RewardInfo, RolloutRequest, Status, TaskStamp, Timings, Trajectory
 

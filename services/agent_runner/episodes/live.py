@@ -10,9 +10,9 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from services.agent_runner.events import EpisodeLog, Json, Phase
+from services.agent_runner.episodes.events import EpisodeLog, Json, Phase
+from services.agent_runner.episodes.pacing import Turnstile
 from services.agent_runner.metrics import RunnerMetrics
-from services.agent_runner.pacing import Turnstile
 from services.common.errors import Conflict, NotFound, RemoteError
 from services.common.ids import session_id
 from services.common.wire.rollouts import Failure, Owner, RolloutRequest, Status, TaskRef, TaskStamp, Timings, Trajectory

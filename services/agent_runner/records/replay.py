@@ -8,15 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from services.agent_runner.conversation.messages import Json, Malformed, Message, read_record
+from services.agent_runner.conversation.offloop import Stuck, off_loop
+from services.agent_runner.conversation.orchestrator import unread
+from services.agent_runner.conversation.protocol import Termination
 from services.agent_runner.domains import DomainBackend, TaskSpec
-from services.agent_runner.evaluator import JUDGED, RETAIL_PARTS, Outcome, References, RetailReward, basis_of, evaluate, judged, premature
-from services.agent_runner.judge import Judge, JudgeFailed
-from services.agent_runner.messages import Json, Malformed, Message, read_record
-from services.agent_runner.offloop import Stuck, off_loop
-from services.agent_runner.orchestrator import unread
-from services.agent_runner.protocol import Termination
-from services.agent_runner.rebuild import Difference, recorded_steps, reexecute
-from services.agent_runner.world import World, Worlds
+from services.agent_runner.episodes.world import World, Worlds
+from services.agent_runner.records.rebuild import Difference, recorded_steps, reexecute
+from services.agent_runner.reward.evaluator import (
+    JUDGED,
+    RETAIL_PARTS,
+    Outcome,
+    References,
+    RetailReward,
+    basis_of,
+    evaluate,
+    judged,
+    premature,
+)
+from services.agent_runner.reward.judge import Judge, JudgeFailed
 from services.common.config import ExperimentConfig
 from services.common.errors import BadRequest, Conflict, NotFound, UpstreamFailed
 from services.common.wire.rollouts import RewardInfo, Status, Trajectory, Wire

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from services.agent_runner.conversation.messages import Malformed, Message, read_record
 from services.agent_runner.domains import TaskSpec
-from services.agent_runner.evaluator import JUDGED
-from services.agent_runner.messages import Malformed, Message, read_record
+from services.agent_runner.reward.evaluator import JUDGED
 from services.common.wire.rollouts import Check, RewardInfo, Status, Trajectory
 
 Json = dict[str, Any]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 
+from services.agent_runner.conversation.messages import Malformed, Message, ToolCall
 from services.agent_runner.domains import STOP_TOOL, Requestor, ToolResult
-from services.agent_runner.messages import Malformed, Message, ToolCall
 
 GREETING = "Hi! How can I help you today?"
 STOP = "###STOP###"

@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
+from services.agent_runner.conversation.thinking import with_thinking_tool
 from services.agent_runner.domains import STOP_TOOL, DomainBackend, TaskSpec
-from services.agent_runner.thinking import with_thinking_tool
 
 AGENT_INSTRUCTION = """\
 You are a customer service agent that helps the user according to the <policy> provided below.

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import orjson
 
-from services.agent_runner.demonstrator import Demonstrator
-from services.agent_runner.messages import Json, Message, for_agent
-from services.agent_runner.prompts import Opening
+from services.agent_runner.conversation.demonstrator import Demonstrator
+from services.agent_runner.conversation.messages import Json, Message, for_agent
+from services.agent_runner.conversation.prompts import Opening
+from services.agent_runner.conversation.seeds import call_seed
 from services.agent_runner.proxy import Grant, ProxyClient
-from services.agent_runner.seeds import call_seed
 from services.common.wire.rollouts import Sampling
 
 MODEL = "policy"

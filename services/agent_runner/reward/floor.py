@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from services.agent_runner.conversation.messages import Message, read_history
+from services.agent_runner.conversation.protocol import GREETING, STOP
 from services.agent_runner.domains import DomainBackend, TaskSpec
-from services.agent_runner.evaluator import Outcome, References, RetailReward, basis_of, evaluate
-from services.agent_runner.messages import Message, read_history
-from services.agent_runner.protocol import GREETING, STOP
+from services.agent_runner.reward.evaluator import Outcome, References, RetailReward, basis_of, evaluate
 
 LINE = "I am sorry, but I am not able to help with this."
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import orjson
 
-from services.agent_runner.messages import Json, Message, spoken
+from services.agent_runner.conversation.messages import Json, Message, spoken
 from services.common.config.experiment import EnvConfig
 from services.common.errors import RemoteError
 from services.common.http import ServiceClient

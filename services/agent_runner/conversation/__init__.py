@@ -1,0 +1,1 @@
+"""The turn protocol and who takes part in it."""

@@ -1,0 +1,1 @@
+"""Trajectories afterwards: replays, results, corpora."""

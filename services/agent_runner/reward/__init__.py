@@ -1,0 +1,1 @@
+"""What an episode earns, and why."""
