@@ -15,6 +15,7 @@ from services.common.wire.calls import Row
 from services.trainer.advantage import normalise, shaped_reward, turn_advantages
 from services.trainer.batches import Chosen, version_tokens
 from services.trainer.engine import Engine
+from services.trainer.trust import divergence
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -37,6 +38,8 @@ def train_step(engine: Engine, groups: Sequence[Chosen], version: int, config: E
     behaved = [_captured(row) for row in batch.rows]
     proximal = engine.logp(batch.rows, temperature) if config.actor.recompute_logprob else behaved
     recomputed = time.perf_counter()
+    moved = last_move(batch.rows, behaved, proximal, version)
+    engine.trust.observe(moved)
     updates = [
         engine.ppo_step([batch.rows[i] for i in part], [float(batch.advantages[i]) for i in part], [proximal[i] for i in part], temperature)
         for part in minibatches(batch, config.actor.ppo_n_minibatches)
@@ -45,6 +48,8 @@ def train_step(engine: Engine, groups: Sequence[Chosen], version: int, config: E
         **averaged(updates),
         **trained_stats(groups, batch, version),
         **logp_gap(batch.rows, behaved, proximal, version),
+        "ppo_actor/behave_kl": moved,
+        "ppo_actor/lr_scale": engine.trust.scale,
         "timeperf/recompute_logp": recomputed - started,
         "timeperf/train_step": time.perf_counter() - recomputed,
     }
@@ -115,6 +120,12 @@ def trained_stats(groups: Sequence[Chosen], batch: TrainBatch, version: int) -> 
     for number, count in version_tokens(batch.rows).items():
         stats[f"ppo_actor/version_tokens/{number}"] = float(count)
     return stats
+
+
+def last_move(rows: Sequence[Row], behaved: Sequence[Float32], proximal: Sequence[Float32], version: int) -> float:
+    """How far the policy has moved since the stale tokens of the batch were sampled, in nats per token; 0.0 where none is stale."""
+    stale = np.concatenate([row.versions for row in rows]) < version
+    return divergence(np.concatenate(list(proximal))[stale], np.concatenate(list(behaved))[stale])
 
 
 def logp_gap(rows: Sequence[Row], behaved: Sequence[Float32], proximal: Sequence[Float32], version: int) -> dict[str, float]:

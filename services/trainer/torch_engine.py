@@ -25,6 +25,7 @@ from services.trainer.loss import loss_stats, ppo_loss
 from services.trainer.packing import Tree, build_tree, split_by_size, unpacked_tokens
 from services.trainer.thinning import Thinning
 from services.trainer.tree_attention import Layout, TreeAttention, layout_of
+from services.trainer.trust import TrustRegion
 
 Float32 = NDArray[np.float32]
 
@@ -56,6 +57,7 @@ class TorchEngine:
         self._total_steps = total_steps
         self.steps_done = 0
         self._adam = AdamW(self.model.parameters(), optimizer)
+        self.trust = TrustRegion(optimizer.target_kl)
 
     def logp(self, rows: Sequence[Row], temperature: float = 1.0) -> list[Float32]:
         """Log-probability of each generated token under the current weights, one array [n_output] a row."""
@@ -110,6 +112,7 @@ class TorchEngine:
             "model": self.model.state_dict(),
             "adam": self._adam.state_dict(),
             "steps_done": self.steps_done,
+            "lr_scale": self.trust.scale,
             "rng": torch.get_rng_state(),
         }
 
@@ -118,6 +121,7 @@ class TorchEngine:
         self.model.load_state_dict(state["model"])
         self._adam.load_state_dict(state["adam"])
         self.steps_done = int(state["steps_done"])
+        self.trust.scale = float(state["lr_scale"])
         torch.set_rng_state(state["rng"])
 
     def _logp(self, pack: Pack, temperature: float) -> Tensor:
@@ -135,7 +139,7 @@ class TorchEngine:
         return logp_U[pack.unique_R]
 
     def _step(self, prefix: str) -> dict[str, float]:
-        lr = self._config.lr * schedule(self.steps_done, self._total_steps, self._config)
+        lr = self._config.lr * self.trust.scale * schedule(self.steps_done, self._total_steps, self._config)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.gradient_clipping).item()
         successful = math.isfinite(norm)
         if successful:

@@ -177,7 +177,7 @@ class World:
         if count is None:
             raise HTTPException(404, f"{domain} has no split {split}")
         items = [
-            {"task_id": f"[task]{n}", "digest": self.digest, "scenario": f"s{n % 3}", "reward_basis": [], "solo": n != 99, "n_actions": n % 4}
+            {"task_id": f"[task]{n}", "digest": self.digest, "scenario": f"s{n % 3}", "reward_basis": [], "solo": n != 99}
             for n in range(count)
         ]
         return {"tasks": items, "floor": self.floor}
