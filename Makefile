@@ -65,7 +65,7 @@ imports: $(VENV)/.dev
 	$(VENV)/bin/lint-imports
 
 check: lint types imports  ## quality gates and tests
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n 2 --dist loadfile
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) $(UPSTREAM_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

@@ -6,10 +6,12 @@
 project's store is measured. Rounds of the contenders alternate, because the speed of a shared machine moves; medians are reported.
 
 - ``lifecycles_per_s.{1,16,64}``: enqueue, lease, heartbeat, put a 30-turn 20,000-token trajectory, lease it in a batch, ack, by so many
-  clients over HTTP
+  clients over HTTP. Compare what sends the same in the same way: ``frontdesk`` with ``agentlightning_one_event`` (as a whole),
+  ``frontdesk_call_by_call`` with ``agentlightning`` and ``agentlightning_0.3`` (call by call, as their own tracers do)
+- ``server_ms_per_lifecycle``: CPU of the server's processes (store and Redis), at 16 clients
 - ``bytes_per_trajectory``: what Redis holds for one, index included; ``bytes_individual_rows``: the same as AReaL's individual export
 - ``rss_mb_20k``: memory of the service over 20,000 trajectories
-- ``by_size``: lifecycles per second with 1,000 to 100,000 trajectories stored
+- ``by_size``: with 1,000 to 100,000 trajectories stored: lifecycles per second, milliseconds of each operation, the audit
 
 The peers keep everything in memory and lose it with the process; this project's store writes each step to an append-only file.
 """
@@ -23,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from store_load import CLIENTS, AgentLightning, AgentLightningOneEvent, Contender, Frontdesk, LightningStore
+from store_load import CLIENTS, AgentLightning, AgentLightningOneEvent, Contender, Frontdesk, FrontdeskCallByCall, LightningStore
 from store_payload import Payload
 
 Figures = dict[str, Any]
@@ -46,7 +48,7 @@ async def rate(work: Callable[[str], Awaitable[None]], clients: int, seconds: fl
 
 
 async def fill(store: Frontdesk, count: int, clients: int = 16) -> None:
-    """Stores so many trajectories."""
+    """Stores so many whole trajectories."""
     left = count
 
     async def client(name: str) -> None:
@@ -61,14 +63,22 @@ async def fill(store: Frontdesk, count: int, clients: int = 16) -> None:
 async def side_by_side(makers: dict[str, Callable[[], Contender]], rounds: int, seconds: float) -> Figures:
     """lifecycles_per_s of every contender; each round starts each contender afresh, because some only ever grow."""
     found: dict[str, dict[int, list[float]]] = {name: {clients: [] for clients in CLIENTS} for name in makers}
+    burnt: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(rounds):
         for name, make in makers.items():
             async with make() as contender:
                 await contender.lifecycle("warm")
                 for clients in contender.clients:
-                    found[name][clients].append(await rate(contender.lifecycle, clients, seconds))
+                    before, started = contender.cpu_s(), time.perf_counter()
+                    speed = await rate(contender.lifecycle, clients, seconds)
+                    found[name][clients].append(speed)
+                    if clients == min(16, max(contender.clients)):
+                        burnt[name].append((contender.cpu_s() - before) / (speed * (time.perf_counter() - started)) * 1000)
     return {
-        name: {"lifecycles_per_s": {str(clients): round(statistics.median(rates), 2) for clients, rates in by_clients.items() if rates}}
+        name: {
+            "lifecycles_per_s": {str(clients): round(statistics.median(rates), 2) for clients, rates in by_clients.items() if rates},
+            "server_ms_per_lifecycle": round(statistics.median(burnt[name]), 2),
+        }
         for name, by_clients in found.items()
     }
 
@@ -92,20 +102,27 @@ async def sizes(payload: Payload, count: int) -> Figures:
 
 
 async def by_size(payload: Payload, stops: list[int], seconds: float) -> Figures:
-    """Lifecycles per second with so many trajectories stored. Bodies are spilled to files here, because 100,000 of them fill a laptop."""
+    """What things cost with so many trajectories stored. They have no content, because that of 100,000 would fill a laptop."""
     found: Figures = {}
-    async with Frontdesk(payload, spill_over_kb=1, spill_url="bodies") as store:
+    async with Frontdesk(payload) as store:
         stored = 0
         for stop in stops:
-            await fill(store, stop - stored)
+            await store.fill(stop - stored)
             stored = stop
-            found[str(stop)] = round(await rate(store.lifecycle, 16, seconds), 2)
+            store.times.clear()
+            alone = await rate(store.lifecycle, 1, seconds)
+            costs = {what: round(statistics.median(times) * 1000, 2) for what, times in store.times.items()}
+            together = await rate(store.lifecycle, 16, seconds)
+            found[str(stop)] = {"lifecycles_per_s": {"1": round(alone, 2), "16": round(together, 2)}, "ms": costs, **await store.audit()}
     return found
 
 
 async def measure(options: argparse.Namespace) -> Figures:
     payload = Payload()
-    makers: dict[str, Callable[[], Contender]] = {"frontdesk": lambda: Frontdesk(payload, options.fsync)}
+    makers: dict[str, Callable[[], Contender]] = {
+        "frontdesk": lambda: Frontdesk(payload, options.fsync),
+        "frontdesk_call_by_call": lambda: FrontdeskCallByCall(payload, options.fsync),
+    }
     if options.peer:
         makers["agentlightning"] = lambda: AgentLightning(payload, options.peer)
         makers["agentlightning_one_event"] = lambda: AgentLightningOneEvent(payload, options.peer)
@@ -126,7 +143,7 @@ def main() -> None:
     parser.add_argument("--peer-03", type=Path, help="python with agentlightning 0.3")
     parser.add_argument("--fsync", default="everysec", choices=["always", "everysec"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--trajectories", type=int, default=20_000, help="for the sizes; 0 = leave out")
     parser.add_argument("--by-size", type=int, nargs="*", default=[1_000, 10_000, 100_000], help="trajectories stored; none = leave out")
     result = asyncio.run(measure(parser.parse_args()))

@@ -1,7 +1,9 @@
 """The contenders of the store benchmark: how each is started, and what one lifecycle of an episode is in its own routes.
 
 A lifecycle is: enqueue, lease, heartbeat, put the trajectory, lease it in a batch with its content, ack. Contenders without one of these
-steps skip it and are not charged for it; every body is encoded before the clock starts.
+steps skip it and are not charged for it; every body is encoded before the clock starts. The content reaches a store in one of two ways:
+as a whole when the episode is over (`Frontdesk`, `AgentLightningOneEvent`), or call by call while it is played, which is what survives a
+crash of the worker (`FrontdeskCallByCall`, `AgentLightning`, `LightningStore`).
 """
 
 import asyncio
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +31,7 @@ from services.common.wire.store import Batch
 JSON = {"Content-Type": "application/json"}
 CLIENTS = (1, 16, 64)
 MSGPACK = {"Content-Type": "application/msgpack"}
+FILLED_AT_ONCE = 500
 
 
 def free_port() -> int:
@@ -48,6 +52,8 @@ class Contender:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.http: aiohttp.ClientSession
         self.numbers = itertools.count()
+        self.times: defaultdict[str, list[float]] = defaultdict(list)
+        """Seconds of each call, by what it was for."""
 
     def start(self, command: Sequence[str], **environment: str) -> None:
         with (self.folder / "log").open("ab") as log:
@@ -60,12 +66,17 @@ class Contender:
     async def lifecycle(self, worker: str) -> None:
         raise NotImplementedError
 
-    async def call(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
+    async def call(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, *, what: str = ""
+    ) -> bytes:
         url = f"http://127.0.0.1:{self.port}{path}"
+        started = time.perf_counter()
         async with self.http.request(method, url, data=body, headers=headers or JSON) as answer:
             content = await answer.read()
             if answer.status >= 300:
                 raise RuntimeError(f"{self.name}: {method} {path}: {answer.status} {content[:500]!r}")
+            if what:
+                self.times[what].append(time.perf_counter() - started)
             return content
 
     async def wait(self, path: str) -> None:
@@ -91,6 +102,12 @@ class Contender:
             process.wait(10)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def cpu_s(self) -> float:
+        """Of all server processes so far."""
+        parents = [psutil.Process(process.pid) for process in self.processes]
+        everybody = [each for parent in parents for each in [parent, *parent.children(recursive=True)]]
+        return sum(sum(each.cpu_times()[:2]) for each in everybody)
+
     def rss_mb(self) -> float:
         """Of the service, without its database."""
         process = psutil.Process(self.processes[-1].pid)
@@ -105,6 +122,8 @@ class Frontdesk(Contender):
     def __init__(self, payload: Payload, fsync: str = "everysec", **settings: Any) -> None:
         super().__init__()
         self._fsync, self._settings = fsync, settings
+        self._payload = payload
+        self._small = payload.without_content()
         self.redis_port = free_port()
         self._enqueue = json_bytes({"requests": [payload.request().model_dump(mode="json")]})
         self._whole = payload.whole()
@@ -120,27 +139,61 @@ class Frontdesk(Contender):
         self.start([sys.executable, "-m", "services.trajectory_store", "--config", str(config)])
         await self.wait("/readyz")
 
-    async def put_one(self, worker: str) -> None:
-        """Up to the trajectory."""
-        name = episode_id(next(self.numbers))
-        await self.call("POST", "/v1/rollouts", with_id(self._enqueue, name))
-        body = json_bytes({"worker_id": worker, "limit": 1, "ttl_s": 60, "wait_s": 5})
-        [lease] = orjson.loads(await self.call("POST", "/v1/rollouts/lease", body))["leases"]
-        beat = json_bytes({"worker_id": worker, "lease_ids": [lease["lease_id"]], "ttl_s": 60})
-        await self.call("POST", "/v1/rollouts/heartbeat", beat)
-        leased = lease["request"]["episode_id"]
-        headers = {**MSGPACK, "X-Lease-Id": lease["lease_id"]}
-        await self.call("PUT", f"/v1/trajectories/{leased}", with_id(self._whole, leased), headers)
-
     async def lifecycle(self, worker: str) -> None:
-        await self.put_one(worker)
+        name = episode_id(next(self.numbers))
+        await self.call("POST", "/v1/rollouts", with_id(self._enqueue, name), what="enqueue")
+        body = json_bytes({"worker_id": worker, "limit": 1, "ttl_s": 60, "wait_s": 5})
+        [lease] = orjson.loads(await self.call("POST", "/v1/rollouts/lease", body, what="lease"))["leases"]
+        beat = json_bytes({"worker_id": worker, "lease_ids": [lease["lease_id"]], "ttl_s": 60})
+        await self.call("POST", "/v1/rollouts/heartbeat", beat, what="heartbeat")
+        await self.put(lease["request"]["episode_id"], lease["lease_id"])
         body = json_bytes({"consumer_id": worker, "n_groups": 1, "ttl_s": 60, "wait_s": 5})
-        batch = self._batches.decode(await self.call("POST", "/v1/batches/lease", body))
+        batch = self._batches.decode(await self.call("POST", "/v1/batches/lease", body, what="lease a batch"))
         [episode] = batch.groups[0].episodes
         if not episode.complete or len(episode.calls) < 2:
             raise RuntimeError("the batch came without its tokens")
-        ack = {"trained": [episode.trajectory["episode_id"]], "dropped": {}, "step": 1, "policy_version": 1}
-        await self.call("POST", f"/v1/batches/{batch.batch_id}/ack", json_bytes(ack))
+        await self._ack(batch)
+
+    async def put(self, name: str, lease_id: str) -> None:
+        """The whole trajectory at once."""
+        headers = {**MSGPACK, "X-Lease-Id": lease_id}
+        await self.call("PUT", f"/v1/trajectories/{name}", with_id(self._whole, name), headers, what="put")
+
+    async def _ack(self, batch: Batch) -> None:
+        trained = [episode.trajectory["episode_id"] for group in batch.groups for episode in group.episodes]
+        ack = json_bytes({"trained": trained, "dropped": {}, "step": 1, "policy_version": 1})
+        await self.call("POST", f"/v1/batches/{batch.batch_id}/ack", ack, what="ack")
+
+    async def fill(self, count: int) -> None:
+        """Stores so many trajectories without content: what fills the index and costs little disk."""
+        while count > 0:
+            names = [episode_id(next(self.numbers)) for _ in range(min(count, FILLED_AT_ONCE))]
+            request = self._payload.request().model_dump(mode="json")
+            requests = [{**request, "episode_id": name, "group_id": name} for name in names]
+            await self.call("POST", "/v1/rollouts", json_bytes({"requests": requests}))
+            body = json_bytes({"worker_id": "filler", "limit": len(names), "ttl_s": 600})
+            leases = orjson.loads(await self.call("POST", "/v1/rollouts/lease", body))["leases"]
+            puts = ((lease["request"]["episode_id"], {**JSON, "X-Lease-Id": lease["lease_id"]}) for lease in leases)
+            await asyncio.gather(
+                *(self.call("PUT", f"/v1/trajectories/{name}", with_id(self._small, name), headers) for name, headers in puts)
+            )
+            body = json_bytes({"consumer_id": "filler", "n_groups": len(names), "ttl_s": 600})
+            await self._ack(self._batches.decode(await self.call("POST", "/v1/batches/lease", body)))
+            count -= len(names)
+
+    async def audit(self) -> dict[str, float]:
+        """Seconds of an audit, and milliseconds of the longest single stop of Redis meanwhile."""
+        import redis
+
+        with redis.Redis(port=self.redis_port) as client:
+            client.config_set("slowlog-log-slower-than", 500)
+            client.slowlog_reset()
+            started = time.perf_counter()
+            if not orjson.loads(await self.call("GET", "/v1/audit"))["balanced"]:
+                raise RuntimeError("the audit does not balance")
+            wall = time.perf_counter() - started
+            longest = max((entry["duration"] for entry in client.slowlog_get(1000)), default=0)
+            return {"audit_s": round(wall, 3), "audit_longest_stop_ms": round(longest / 1000, 1)}
 
     def stored_bytes(self) -> int:
         """What Redis holds in memory for all data, index included."""
@@ -148,6 +201,28 @@ class Frontdesk(Contender):
 
         with redis.Redis(port=self.redis_port) as client:
             return int(client.info("memory")["used_memory_dataset"])
+
+
+class FrontdeskCallByCall(Frontdesk):
+    """The same store as a run uses it: an intent and a record for each call of the policy, each durable before the next step."""
+
+    name = "frontdesk_call_by_call"
+
+    def __init__(self, payload: Payload, fsync: str = "everysec", **settings: Any) -> None:
+        super().__init__(payload, fsync, **settings)
+        self._calls = payload.encoded_calls()
+        self._trajectory = json_bytes(payload.trajectory.model_dump(mode="json"))
+
+    async def put(self, name: str, lease_id: str) -> None:
+        session = f"/v1/sessions/{name}.a1"
+        await self.call("PUT", session, b"{}")
+        for call_id, record in self._calls:
+            call = with_id(call_id.encode(), name).decode()
+            await self.call("POST", f"{session}/intents/{call}", b'{"digest": "d"}')
+            await self.call("PUT", f"{session}/calls/{call}", with_id(record, name), MSGPACK)
+        await self.call("POST", f"{session}/seal", b"{}")
+        headers = {**JSON, "X-Lease-Id": lease_id}
+        await self.call("PUT", f"/v1/trajectories/{name}", with_id(self._trajectory, name), headers)
 
 
 class AgentLightning(Contender):

@@ -104,6 +104,14 @@ class Payload:
         """The rollout request of the episode."""
         return RolloutRequest(episode_id=MARK, group_id=MARK, task=TaskRef(task_id="[mms_issue]airplane_mode_on|bad_network_preference"))
 
+    def without_content(self) -> bytes:
+        """JSON `Trajectory` without messages and session."""
+        return json_bytes(self.trajectory.model_copy(update={"messages": [], "session_id": None}).model_dump(mode="json"))
+
+    def encoded_calls(self) -> list[tuple[str, bytes]]:
+        """(id, msgpack `CallRecord`) of each call."""
+        return [(call.call_id, encode_call(call)) for call in self.calls]
+
     def whole(self) -> bytes:
         """msgpack `WholeTrajectory`."""
         calls = [encode_call(call) for call in self.calls]

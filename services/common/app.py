@@ -28,7 +28,7 @@ Readiness = Callable[[], Awaitable[dict[str, str]]]
 
 ADMIN_KEY_ENV = "FRONTDESK_ADMIN_KEY"
 WEAK_KEYS = frozenset({"", "admin", "changeme", "secret", "areal-admin-key", "frontdesk"})
-OPENAI_PREFIXES = ("/v1/chat", "/v1/sessions/", "/v1/models", "/chat/")
+OPENAI_PREFIXES = ("/v1/chat", "/v1/sessions/", "/v1/models", "/v1/responses", "/v1/messages", "/chat/", "/responses")
 """Routes that answer errors in OpenAI's envelope, because OpenAI SDKs read them."""
 
 

@@ -11,6 +11,8 @@ from typing import Self
 
 log = logging.getLogger(__name__)
 
+CANCEL_AGAIN_S = 0.5
+
 
 class Background:
     """An async context manager that keeps named loops running until it is left."""
@@ -26,9 +28,12 @@ class Background:
 
     async def stop(self) -> None:
         """Cancels every loop and waits until all of them are gone."""
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        left = set(self._tasks.values())
+        while left:
+            # Again and again: `asyncio.wait_for` of Python 3.11 swallows a cancellation that meets its result.
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
         self._tasks.clear()
 
     def start(self, name: str, run: Callable[[], Awaitable[None]], *, restart_after_s: float = 1.0) -> None:

@@ -6,18 +6,20 @@ policy sampled; that still counts as extending it where the message in the histo
 another history: it gets a branch of its own and is never repaired.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any, cast
 
 import orjson
 
 from services.common.wire.calls import CallRecord
+from services.policy_proxy.texts import BeginningNeeded, Text
 
 Json = dict[str, Any]
 RESPONSE_KEY = "alignment"
 """Where a call record keeps its `Mark`: beside the OpenAI answer, and never sent to the client."""
+_FULL_LENGTH = attrgetter("mark.full_length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +60,19 @@ class Extension:
 class Conversation:
     """A new prompt. ``render_first(n)`` renders its first n messages without generation prompt."""
 
-    text: str
+    text: Text
     messages: Sequence[Json]
-    render_first: Callable[[int], str]
+    render_first: Callable[[int], Text]
     end_of_turn: str
 
 
-def mark(prompt_text: str, output_text: str, n_messages: int, *, ends_turn: bool) -> Mark:
+def mark(prompt: Text, output: str, n_messages: int, *, ends_turn: bool) -> Mark:
     """The mark of a call that has just been made."""
-    prompt = prompt_text.encode()
-    full = prompt + output_text.encode()
-    at_prompt, at_full = prefix_digests(full, [len(prompt), len(full)])
-    return Mark(n_messages, len(prompt), at_prompt, len(full), at_full, ends_turn)
+    running = prompt.beginning.copy()
+    running.update(prompt.rest)
+    at_prompt, said = running.hexdigest(), output.encode()
+    running.update(said)
+    return Mark(n_messages, len(prompt), at_prompt, len(prompt) + len(said), running.hexdigest(), ends_turn)
 
 
 def captured(record: CallRecord) -> Captured:
@@ -80,33 +83,22 @@ def captured(record: CallRecord) -> Captured:
         raise ValueError(f"call {record.call_id} was recorded without the {RESPONSE_KEY} that later calls need") from error
 
 
-def extend(conversation: Conversation, calls: Sequence[Captured]) -> Extension:
-    """The longest recorded call that the conversation extends, else the root."""
-    data = conversation.text.encode()
-    longest_first = sorted(calls, key=lambda call: -call.mark.full_length)
+def extend(conversation: Conversation, calls: Iterable[Captured]) -> Extension:
+    """The longest recorded call that the conversation extends, else the root.
+
+    Raises `BeginningNeeded` where that depends on the part of the conversation's text that is not at hand.
+    """
+    longest_first = sorted(calls, key=_FULL_LENGTH, reverse=True)
     # In nearly every episode the longest call is the right one, and hashing for it alone is enough.
     for group in (longest_first[:1], longest_first[1:]):
-        marks = [call.mark for call in group]
-        lengths = sorted({n for known in marks for n in (known.prompt_length, known.full_length) if n <= len(data)})
-        digests = dict(zip(lengths, prefix_digests(data, lengths), strict=True))
+        text = conversation.text
+        lengths = [n for call in group for n in (call.mark.prompt_length, call.mark.full_length) if text.skipped <= n <= len(text)]
+        digests = text.digests(lengths)
         for call in group:
-            rest = _rest(conversation, data, digests, call)
+            rest = _rest(conversation, digests, call)
             if rest is not None:
                 return Extension(call.record, rest)
-    return Extension(None, conversation.text)
-
-
-def prefix_digests(data: bytes, lengths: Sequence[int]) -> list[str]:
-    """The digest of each prefix of ``data``, for ascending lengths, in one pass."""
-    view = memoryview(data)
-    running = hashlib.blake2b(digest_size=16)
-    digests: list[str] = []
-    done = 0
-    for length in lengths:
-        running.update(view[done:length])
-        done = length
-        digests.append(running.copy().hexdigest())
-    return digests
+    return Extension(None, conversation.text.after(0))
 
 
 def same_message(given: Mapping[str, Any], answered: Mapping[str, Any]) -> bool:
@@ -114,31 +106,37 @@ def same_message(given: Mapping[str, Any], answered: Mapping[str, Any]) -> bool:
     return _essence(given) == _essence(answered)
 
 
-def _rest(conversation: Conversation, data: bytes, digests: Mapping[int, str], call: Captured) -> str | None:
+def _rest(conversation: Conversation, digests: Mapping[int, str], call: Captured) -> str | None:
     """The text after ``call``, or None where the conversation does not extend it."""
-    known = call.mark
-    if digests.get(known.prompt_length) != known.prompt_digest:
-        return None
+    known, text = call.mark, conversation.text
+    if known.full_length < text.skipped:
+        raise BeginningNeeded
     if digests.get(known.full_length) == known.full_digest:
-        rest = data[known.full_length :].decode()
+        rest = text.after(known.full_length)
         if known.ends_turn or rest.startswith(conversation.end_of_turn):
             return rest
-    return _rest_after_message(conversation, call)
+    return _rest_after_message(conversation, digests, call)
 
 
-def _rest_after_message(conversation: Conversation, call: Captured) -> str | None:
+def _rest_after_message(conversation: Conversation, digests: Mapping[int, str], call: Captured) -> str | None:
     """The text after the assistant message where the template writes that message in other words than the policy did."""
-    n = call.mark.n_messages
+    known, text = call.mark, conversation.text
+    if known.prompt_length >= len(text):
+        return None
     answered = call.record.response["choices"][0]["message"]
-    if len(conversation.messages) <= n or not same_message(conversation.messages[n], answered):
+    if len(conversation.messages) <= known.n_messages or not same_message(conversation.messages[known.n_messages], answered):
         return None
-    with_answer = conversation.render_first(n + 1)
-    if not conversation.text.startswith(with_answer):
+    if known.prompt_length < text.skipped:
+        raise BeginningNeeded
+    if digests.get(known.prompt_length) != known.prompt_digest:
         return None
-    before, end_of_turn, after = with_answer.rpartition(conversation.end_of_turn)
-    if not end_of_turn or after.strip() or len(before.encode()) < call.mark.prompt_length:
+    with_answer = conversation.render_first(known.n_messages + 1)
+    if text.after_text(with_answer) is None:
         return None
-    return conversation.text[len(before) + len(end_of_turn) * call.mark.ends_turn :]
+    before, end_of_turn, after = with_answer.after(known.prompt_length).rpartition(conversation.end_of_turn)
+    if not end_of_turn or after.strip():
+        return None
+    return text.after(known.prompt_length + len(before.encode()) + len(end_of_turn.encode()) * known.ends_turn)
 
 
 def _essence(message: Mapping[str, Any]) -> tuple[str, str, str, list[tuple[str, str, Any]]]:

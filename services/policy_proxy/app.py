@@ -14,19 +14,23 @@ from services.common.config import ExperimentConfig
 from services.common.config.paths import initial_model_dir
 from services.common.http import ServiceClient
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy import admin_routes, routes
+from services.policy_proxy import admin_routes, api_routes, areal_routes, server_routes, session_routes
+from services.policy_proxy.areal import ArealSessions
 from services.policy_proxy.calls import CallService
+from services.policy_proxy.fleet import Fleet
 from services.policy_proxy.gate import Gate
 from services.policy_proxy.generation import Generator
 from services.policy_proxy.keys import SessionKeys, trial_secret
 from services.policy_proxy.metrics import ProxyMetrics
-from services.policy_proxy.parsing import REASONING_PARSERS, TOOL_CALL_PARSERS
+from services.policy_proxy.parsing import check_parsers
 from services.policy_proxy.rendering import Renderer
 from services.policy_proxy.servers import ServerPool, ServerState
 from services.policy_proxy.sessions import SessionTable
+from services.policy_proxy.settings import pool_settings
 from services.policy_proxy.store import Store
 from services.policy_proxy.turns import Limits, Turns
 from services.policy_proxy.watch import VersionFollower, Watcher
+from services.policy_proxy.weight_group import WeightGroup
 from services.policy_proxy.weights import WeightUpdates
 
 STORE_TIMEOUT_S = 10.0
@@ -40,16 +44,21 @@ class Proxy:
     keys: SessionKeys
     store: Store
     sessions: SessionTable
+    areal: ArealSessions
+    renderer: Renderer
     turns: Turns
     calls: CallService
     pool: ServerPool
     gate: Gate
+    group: WeightGroup
     updates: WeightUpdates
+    fleet: Fleet
 
 
 def create_app(config: ExperimentConfig) -> FastAPI:
     """The application. Raises ValueError where the model folder or a parser name is wrong."""
-    _check_parsers(config)
+    agent = config.rollout.agent
+    check_parsers(tool_call_parser=agent.tool_call_parser, reasoning_parser=agent.reasoning_parser)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -69,35 +78,34 @@ def create_app(config: ExperimentConfig) -> FastAPI:
         states = ", ".join(f"{server.url}: {server.state.value} {server.detail}".strip() for server in proxy.pool.servers)
         return {"trajectory_store": await proxy.store.check(), "policy_servers": "ok" if proxy.pool.up() else states}
 
-    app = common_app("policy_proxy", lifespan=lifespan, readiness=readiness, routers=[routes.router(), admin_routes.router()])
+    modules = (api_routes, session_routes, areal_routes, admin_routes, server_routes)
+    app = common_app("policy_proxy", lifespan=lifespan, readiness=readiness, routers=[each.router() for each in modules])
     return app
-
-
-def _check_parsers(config: ExperimentConfig) -> None:
-    agent = config.rollout.agent
-    if agent.tool_call_parser not in TOOL_CALL_PARSERS:
-        raise ValueError(f"rollout.agent.tool_call_parser: {agent.tool_call_parser!r} is not one of {sorted(TOOL_CALL_PARSERS)}")
-    if agent.reasoning_parser not in REASONING_PARSERS:
-        raise ValueError(f"rollout.agent.reasoning_parser: {agent.reasoning_parser!r} is not one of {sorted(REASONING_PARSERS)}")
 
 
 def _assemble(config: ExperimentConfig, store: Store, metrics: ProxyMetrics) -> Proxy:
     section = config.services.policy_proxy
-    pool = ServerPool(section.server_urls or [config.services.url("policy_server")], admin_headers())
-    gate = Gate()
+    pool = ServerPool(section.server_urls or [config.services.url("policy_server")], pool_settings(section))
+    gate, group = Gate(), WeightGroup(pool)
     sessions = SessionTable(store)
+    renderer = Renderer.load(initial_model_dir(config), config.rollout.agent.chat_template)
     generator = Generator(pool, gate, section.call_timeout_s)
-    limits = Limits(config.gconfig.max_tokens, config.gconfig.max_new_tokens, config.rollout.agent.reasoning_parser)
+    agent = config.rollout.agent
+    limits = Limits(config.gconfig.max_tokens, config.gconfig.max_new_tokens, agent.reasoning_parser, agent.tool_call_parser)
     return Proxy(
         config=config,
         keys=SessionKeys(trial_secret(config, admin_key())),
         store=store,
         sessions=sessions,
-        turns=Turns(Renderer.load(initial_model_dir(config)), sessions, store, generator, limits, metrics),
+        areal=ArealSessions(store, sessions, capacity=section.areal_capacity, export_wait_s=section.areal_export_wait_s),
+        renderer=renderer,
+        turns=Turns(renderer, sessions, generator, limits, metrics),
         calls=CallService(sessions, metrics, max_in_flight=section.max_inflight_calls),
         pool=pool,
         gate=gate,
-        updates=WeightUpdates(pool, gate),
+        group=group,
+        updates=WeightUpdates(pool, gate, group, section.pause_mode, controls=section.controls_servers),
+        fleet=Fleet(pool, Watcher(pool, section.pause_deadline_s, controls=section.controls_servers)),
     )
 
 
@@ -116,8 +124,6 @@ def _start(background: Background, proxy: Proxy) -> None:
     deadline_s = config.services.policy_proxy.pause_deadline_s
     initial = PolicyVersion(version=0, path=str(initial_model_dir(config)))
     follower = VersionFollower(proxy.pool, proxy.updates, proxy.store.latest_version, initial, deadline_s)
-    watcher = Watcher(proxy.pool, deadline_s)
     background.start("follow versions", follower.run)
     background.start("sweep sessions", proxy.sessions.run)
-    for server in proxy.pool.servers:
-        background.start(f"watch {server.url}", partial(watcher.run, server))
+    proxy.fleet.start(background)

@@ -16,7 +16,9 @@ from services.common.errors import Conflict
 from services.common.wire.calls import CallRecord, Ids
 from services.common.wire.store import SessionView
 from services.policy_proxy.alignment import Captured, captured
+from services.policy_proxy.feed import Feed
 from services.policy_proxy.store import Store
+from services.policy_proxy.tips import Tips
 
 SESSIONS_KEPT = 4096
 """Sessions in memory; a session of 60 calls takes about 300 kB."""
@@ -37,6 +39,9 @@ class InFlight:
     """A call that runs, and how many requests wait for its answer."""
 
     task: asyncio.Task[Done]
+    digest: str
+    """Of the request body."""
+    feed: Feed
     wanted_by: int = 0
 
 
@@ -91,6 +96,7 @@ class SessionTable:
         self._limit = limit
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._loading: dict[str, asyncio.Lock] = {}
+        self.tips = Tips()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -108,6 +114,21 @@ class SessionTable:
             session = await self._known(session_id, await self._store.session(session_id))
         self._touch(session)
         return session
+
+    async def begin(self, session: Session, call_id: str, digest: str) -> bool:
+        """Notes that a call leaves for a policy server.
+
+        False where the store had calls of another proxy that memory did not know: they are taken in, and the prompt is to be made anew.
+        """
+        recorded = await self._store.intend(session.session_id, call_id, digest)
+        if recorded <= len(session.calls):
+            return True
+        async with session.recording:
+            # One of our own may have been on its way to memory.
+            if recorded > len(session.calls):
+                await self._read(session)
+                return False
+        return True
 
     async def capture(self, session: Session, make: Callable[[int], CallRecord]) -> CallRecord:
         """Makes a call durable under the next ordinal and takes it in. A call that the store has already stands as it is."""
@@ -129,12 +150,25 @@ class SessionTable:
                 await self._settle(session)
 
     async def _settle(self, session: Session) -> None:
-        if not session.in_doubt:
-            return
+        if session.in_doubt:
+            await self._read(session)
+            session.in_doubt = False
+
+    async def _read(self, session: Session) -> None:
         for record in await self._store.calls(session.session_id):
             if record.call_id not in session.calls:
                 session.add(record)
-        session.in_doubt = False
+
+    def last_call(self, session_id: str) -> str | None:
+        """The call that was recorded last, where memory has the session and a call of it."""
+        session = self._sessions.get(session_id)
+        return None if session is None else next(reversed(session.calls), None)
+
+    async def drain(self, session_id: str, timeout_s: float) -> None:
+        """Waits until no call of the session is in flight here, at most ``timeout_s``."""
+        session = self._sessions.get(session_id)
+        if session is not None and session.in_flight:
+            await asyncio.wait([flight.task for flight in session.in_flight.values()], timeout=timeout_s)
 
     async def seal(self, session_id: str) -> SessionView:
         """Seals in the store and forgets. Raises `Conflict` while a call is in flight."""
@@ -147,6 +181,7 @@ class SessionTable:
     def forget(self, session_id: str) -> None:
         """Drops what memory knows of a session; the next call reads it from the store again."""
         self._sessions.pop(session_id, None)
+        self.tips.drop(session_id)
 
     async def run(self) -> None:
         """Sweeps for as long as the service runs."""

@@ -3,25 +3,37 @@
 from typing import NoReturn
 
 import msgspec
+import orjson
 
-from services.common.errors import Conflict, NotFound, RemoteError, Unavailable
+from services.common.errors import BadRequest, Conflict, NotFound, RemoteError, Unavailable
 from services.common.http import MSGPACK, ServiceClient
 from services.common.wire.calls import CallRecord, decode_call, encode_call
-from services.common.wire.store import PolicyVersion, SessionView
+from services.common.wire.sessions import GrantBody, GrantReply, IntentsReply, OpenSessionBody, Reward, RewardsReply, SessionKeyReply
+from services.common.wire.store import PolicyVersion, SealBody, SessionView
 
 RETRY_S = 30.0
 """Long enough for a store that was killed to come back; then the agent's own retry takes over."""
 
 
 class Store:
-    """Sessions, call records and policy versions. Raises `NotFound`, `Conflict` (sealed) or `Unavailable`."""
+    """Sessions, call records, rewards and policy versions. Raises `BadRequest`, `NotFound`, `Conflict` (sealed) or `Unavailable`."""
 
     def __init__(self, client: ServiceClient) -> None:
         self._client = client
 
-    async def open_session(self, session_id: str) -> SessionView:
-        """Creates the session where it is new."""
-        return SessionView.model_validate_json(await self._request("PUT", f"/v1/sessions/{session_id}", json={}))
+    async def open_session(self, session_id: str, body: OpenSessionBody | None = None) -> SessionView:
+        """Creates the session where it is new; with a body that asks for it, only where it is new (`Conflict`)."""
+        wanted = {} if body is None else body.model_dump(exclude_none=True)
+        return SessionView.model_validate_json(await self._request("PUT", f"/v1/sessions/{session_id}", json=wanted))
+
+    async def session_of_key(self, digest: str) -> str:
+        """The session of a key that a client chose."""
+        return SessionKeyReply.model_validate_json(await self._request("GET", f"/v1/session_keys/{digest}")).session_id
+
+    async def grant(self, initial: int) -> int:
+        """Lets one more session begin; how many may. One attempt: a repeat after a lost answer would grant twice."""
+        body = GrantBody(initial=initial).model_dump()
+        return GrantReply.model_validate_json(await self._request("POST", "/v1/grants", json=body, retry_s=0.0)).capacity
 
     async def session(self, session_id: str) -> SessionView:
         """One session."""
@@ -32,18 +44,33 @@ class Store:
         body = await self._request("GET", f"/v1/sessions/{session_id}/calls")
         return [decode_call(item) for item in msgspec.msgpack.decode(body, type=list[bytes])]
 
-    async def intend(self, session_id: str, call_id: str, digest: str) -> None:
-        """Says that a call is about to leave for a policy server."""
-        await self._request("POST", f"/v1/sessions/{session_id}/intents/{call_id}", json={"digest": digest})
+    async def intend(self, session_id: str, call_id: str, digest: str) -> int:
+        """Says that a call is about to leave for a policy server; how many calls are recorded."""
+        return int(
+            orjson.loads(await self._request("POST", f"/v1/sessions/{session_id}/intents/{call_id}", json={"digest": digest}))["n_calls"]
+        )
+
+    async def intents(self, session_id: str) -> dict[str, str]:
+        """Calls begun and not recorded, with the digests of their bodies."""
+        return IntentsReply.model_validate_json(await self._request("GET", f"/v1/sessions/{session_id}/intents")).items
+
+    async def reward(self, session_id: str, reward: Reward) -> None:
+        """Keeps a reward in the place of the one of the same call and name."""
+        await self._request("PUT", f"/v1/sessions/{session_id}/rewards", json=reward.model_dump())
+
+    async def rewards(self, session_id: str) -> list[Reward]:
+        """All rewards of a session."""
+        return RewardsReply.model_validate_json(await self._request("GET", f"/v1/sessions/{session_id}/rewards")).items
 
     async def record(self, record: CallRecord) -> None:
         """Makes a call durable."""
         path = f"/v1/sessions/{record.session_id}/calls/{record.call_id}"
         await self._request("PUT", path, data=encode_call(record), content_type=MSGPACK)
 
-    async def seal(self, session_id: str) -> SessionView:
-        """Closes a session for good."""
-        return SessionView.model_validate_json(await self._request("POST", f"/v1/sessions/{session_id}/seal", json={}))
+    async def seal(self, session_id: str, *, exported: bool = False) -> SessionView:
+        """Closes a session for good; ``exported``: for rewards too, because its calls were handed out."""
+        body = SealBody(exported=exported).model_dump(exclude_defaults=True)
+        return SessionView.model_validate_json(await self._request("POST", f"/v1/sessions/{session_id}/seal", json=body))
 
     async def latest_version(self) -> PolicyVersion | None:
         """The newest published weights; None before the first publication. One attempt: the caller asks again anyway."""
@@ -77,6 +104,8 @@ class Store:
 
 
 def _raise_ours(error: RemoteError) -> NoReturn:
+    if error.status == 400:
+        raise BadRequest(error.detail, code=error.code) from error
     if error.status == 404:
         raise NotFound(error.detail, code=error.code) from error
     if error.status == 409:

@@ -2,24 +2,40 @@
 
 A Jinja environment of our own instead of transformers: importing transformers costs 9 s and 250 MB where torch is installed, this
 0.3 s and 28 MB, and the 44 tool schemas that recur in every call are serialised once instead of once a call (docs/benchmarks.md).
-Refuses to look at what the template wrote; `alignment` does that.
+Where `template_loop` shows that it may, a conversation goes on from the checkpoint of an earlier one. Refuses to look at what the
+template wrote; `alignment` does that.
 """
 
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
-from typing import Any, NoReturn
+from itertools import count
+from typing import Any, NamedTuple, NoReturn, cast
 
 import orjson
-from jinja2 import TemplateError, TemplateSyntaxError
-from jinja2.ext import loopcontrols
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from services.common.errors import BadRequest
+from services.policy_proxy.template_loop import Reads, rewrite
+from services.policy_proxy.template_run import Checkpoint, Moved, Rendered, Run, Step
+from services.policy_proxy.texts import Text
 
 TOOLS_KEPT = 32
 """Distinct tool lists whose JSON is kept; an experiment has one or two."""
+DICT_ATTRIBUTES = frozenset(dir(dict))
+HARMLESS = frozenset({str, Step, LoopContext, Namespace})
+"""Types whose public attributes the sandbox lets pass, but for ``str.format``."""
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""What agents call the thoughts of a message; the first that is there counts."""
+FAULTS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What a template raises for messages it was not written for."""
 
 
 class Tool(dict[str, Any]):
@@ -29,23 +45,34 @@ class Tool(dict[str, Any]):
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         super().__init__(schema)
-        self.json = _dump(schema)
+        self.json = json.dumps(schema, ensure_ascii=False)
 
 
 class ChatTemplate:
-    """A compiled ``chat_template.jinja``. ``special_tokens`` are visible to it by their config names (``eos_token``, …)."""
+    """A compiled ``chat_template.jinja``. ``special_tokens`` are visible to it by their config names (``eos_token``, …).
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        # Sandboxed, because a template comes with the model and is not ours to trust.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _tojson
+    Raises ValueError where ``source`` cannot be parsed; ``name`` says which template that was.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str], name: str = "chat template") -> None:
+        self._environment = _Environment()
         try:
-            functions: dict[str, Any] = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-            self._template = environment.from_string(source, globals=functions)
+            self._template = self._environment.from_string(source)
+            tree = self._environment.parse(source)
         except TemplateSyntaxError as error:
-            raise ValueError(f"chat template, line {error.lineno}: {error.message}") from error
+            raise ValueError(f"{name}, line {error.lineno}: {error.message}") from error
+        self._reads = rewrite(tree)
+        """What the loop depends on; None where a conversation cannot go on from a checkpoint."""
+        tree.set_environment(self._environment)
+        self._rewritten = self._environment.from_string(tree) if self._reads is not None else self._template
         self._special_tokens = dict(special_tokens)
-        self._tools: OrderedDict[bytes, list[Tool]] = OrderedDict()
+        self._tools: OrderedDict[bytes, _Tools] = OrderedDict()
+        self._numbers = count()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether conversations may go on from checkpoints."""
+        return self._reads is not None
 
     def render(
         self,
@@ -56,33 +83,131 @@ class ChatTemplate:
         extra: Mapping[str, Any],
     ) -> str:
         """The prompt text. ``extra`` are ``chat_template_kwargs``. Raises `BadRequest` where the template refuses the messages."""
+        arguments, _ = self._arguments(messages, tools, add_generation_prompt, extra)
         try:
-            return self._template.render(
-                messages=messages,
-                tools=self._known(tools) or None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-                **extra,
-            )
-        except (TemplateError, TypeError) as error:
-            raise BadRequest(f"messages: the chat template refuses them: {error}", code="invalid_messages", param="messages") from error
+            return self._template.render(**arguments)
+        except FAULTS as error:
+            raise _refused(error) from error
 
-    def _known(self, tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
+    def begin(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        extra: Mapping[str, Any],
+    ) -> Rendered:
+        """What `render` gives, with a checkpoint where longer conversations may go on. Raises as `render` does."""
+        if self._reads is None:
+            return Rendered(Text.of(self.render(messages, tools, add_generation_prompt=add_generation_prompt, extra=extra)), None)
+        arguments, context = self._arguments(messages, tools, add_generation_prompt, extra)
+        return self._run(arguments, context, self._reads, None)
+
+    def go_on(
+        self,
+        base: Checkpoint,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        extra: Mapping[str, Any],
+    ) -> Rendered | None:
+        """What `begin` gives, written from ``base`` on; None where the template would not write the same up to there.
+
+        The caller knows that the first ``base.n_messages`` messages are those of ``base``. Raises as `render` does.
+        """
+        if self._reads is None:
+            return None
+        arguments, context = self._arguments(messages, tools, add_generation_prompt, extra)
+        for start in (base, base.earlier):
+            with suppress(Moved):
+                if start is not None:
+                    return self._run(arguments, context, self._reads, start)
+        return None
+
+    def _run(self, arguments: dict[str, Any], context: bytes, reads: Reads, base: Checkpoint | None) -> Rendered:
+        run = Run(self._environment, reads, arguments["messages"], context, base)
+        try:
+            return run.render(self._rewritten, arguments)
+        except FAULTS as error:
+            raise _refused(error) from error
+
+    def _arguments(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        extra: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], bytes]:
+        known = self._known(tools)
+        arguments = {
+            **self._special_tokens,
+            **extra,
+            "messages": [_with_reasoning(message) for message in messages],
+            "tools": known.tools or None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return arguments, orjson.dumps([known.number, extra])
+
+    def _known(self, tools: Sequence[Mapping[str, Any]]) -> "_Tools":
         key = orjson.dumps(tools)
-        known = self._tools.get(key)
-        if known is None:
-            known = [Tool(tool) for tool in tools]
-            self._tools[key] = known
-            if len(self._tools) > TOOLS_KEPT:
-                self._tools.popitem(last=False)
-        else:
-            self._tools.move_to_end(key)
+        known = self._tools.pop(key, None) or _Tools(next(self._numbers), [Tool(tool) for tool in tools])
+        self._tools[key] = known
+        if len(self._tools) > TOOLS_KEPT:
+            self._tools.popitem(last=False)
         return known
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+class _Tools(NamedTuple):
+    number: int
+    """Stands for the list: another one never gets the same."""
+    tools: list[Tool]
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Sandboxed, because a template comes with the model and is not ours to trust."""
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self.filters["tojson"] = _tojson
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As the sandbox does it, less the search for the fields of messages in ``dict``, and the checks of what has nothing to hide."""
+        kind = cast("type[object]", type(obj))
+        if kind is dict and attribute not in DICT_ATTRIBUTES:
+            fields = cast("dict[str, Any]", obj)
+            return fields[attribute] if attribute in fields else self.undefined(obj=fields, name=attribute)
+        if kind in HARMLESS and not attribute.startswith(("_", "format")):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                return super().getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+
+class _Generation(Extension):
+    """``{% generation %} … {% endgeneration %}``: marks what the policy says, for training on text. Here it is only a scope."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message's thoughts under the name that templates read, and under the one that gpt-oss's reads, as transformers has it."""
+    if "reasoning_content" not in message and "thinking" not in message and "reasoning" not in message:
+        return message
+    thoughts = next((message[name] for name in REASONING_FIELDS if message.get(name) is not None), None)
+    return message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
+
+
+def _refused(error: Exception) -> BadRequest:
+    return BadRequest(f"messages: the chat template refuses them: {error}", code="invalid_messages", param="messages")
 
 
 def _tojson(

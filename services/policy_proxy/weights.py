@@ -2,6 +2,7 @@
 
 Bounded by one deadline, after which the gate opens by itself. Whatever happens, servers are told to continue; one that failed is
 quarantined and the others go on. A version is committed once a server is verified to have it. Refuses to go back to an older version.
+What is done at each server is `weight_steps`.
 """
 
 import asyncio
@@ -12,12 +13,18 @@ from enum import StrEnum
 
 from services.common.errors import Conflict, RemoteError, Unavailable
 from services.common.wire.store import PolicyVersion
+from services.policy_proxy import weight_steps
 from services.policy_proxy.gate import Gate
 from services.policy_proxy.servers import PolicyServer, ServerEvent, ServerPool, ServerState
+from services.policy_proxy.weight_group import WeightGroup
+from services.policy_proxy.weight_steps import PauseMode, Plan
 
 log = logging.getLogger(__name__)
 
-Step = Callable[[PolicyServer], Awaitable[None]]
+Step = Callable[[PolicyServer, Plan], Awaitable[None]]
+WAIT_SHARE = 0.5
+"""Of the deadline, for running calls to finish in mode ``wait``; the rest is for the update itself."""
+IDLE_EVERY_S = 0.02
 
 
 class Phase(StrEnum):
@@ -50,19 +57,28 @@ class ServerResult:
 
 
 class WeightUpdates:
-    """Runs one update at a time."""
+    """Runs one update at a time. ``mode``: what becomes of running calls where an update does not say."""
 
-    def __init__(self, pool: ServerPool, gate: Gate) -> None:
+    def __init__(self, pool: ServerPool, gate: Gate, group: WeightGroup, mode: PauseMode = "abort", *, controls: bool = True) -> None:
         self._pool = pool
         self._gate = gate
+        self._group = group
+        self._controls = controls
         self._one_at_a_time = asyncio.Lock()
+        self.mode: PauseMode = mode
         self.phase = Phase.IDLE
+        pool.mixed = mode in ("retract", "in_place")
+        pool.salted = mode == "in_place"
 
-    async def update(self, wanted: PolicyVersion, deadline_s: float) -> list[ServerResult]:
-        """Brings the servers to ``wanted``. The version there is already is a success without work.
+    async def update(self, plan: Plan) -> list[ServerResult]:
+        """Brings the servers to ``plan.wanted``. The version there is already is a success without work.
 
-        Raises `Conflict` for an older version or another path of the same one, `Unavailable` where no server has it in the end.
+        Raises `Conflict` for an older version or another path of the same one, or where the group of a broadcast is not whole;
+        `Unavailable` where no server has it in the end.
         """
+        wanted = plan.wanted
+        if not self._controls:
+            raise Conflict("services.policy_proxy.controls_servers is false here; ask the proxy that has it true", code="not_in_control")
         async with self._one_at_a_time:
             current = self._pool.target
             if current is None:
@@ -70,7 +86,7 @@ class WeightUpdates:
             if wanted.version < current.version:
                 raise Conflict(f"version: {wanted.version} is older than the current {current.version}", code="stale_version")
             if self._pool.supersedes(wanted):
-                await self._transaction(wanted, deadline_s)
+                await self._transaction(plan)
             elif wanted.path != current.path:
                 raise Conflict(f"path: version {wanted.version} is {current.path} and cannot become another", code="version_exists")
             return self._results(wanted)
@@ -80,51 +96,67 @@ class WeightUpdates:
         async with self._one_at_a_time:
             if not self._pool.supersedes(newest):
                 return
-            if self._pool.up():
-                await self._transaction(newest, deadline_s)
+            if self._pool.up() and self._controls:
+                await self._transaction(Plan(newest, deadline_s, self.mode))
             else:
                 # Nobody to pause: servers get this version when they come up.
                 self._pool.commit(newest)
 
-    async def _transaction(self, wanted: PolicyVersion, deadline_s: float) -> None:
-        servers = self._pool.up()
+    async def _transaction(self, plan: Plan) -> None:
+        wanted, servers = plan.wanted, self._pool.up()
+        if plan.broadcast is not None:
+            self._group.check(plan.broadcast.group_name)
+        self._pool.mixed |= plan.mixes
+        self._pool.salted |= plan.mode == "in_place"
         self._enter(Phase.PAUSING)
-        self._gate.close(deadline_s)
-        for server in servers:
-            self._pool.apply(server, ServerEvent.UPDATE, f"to version {wanted.version}")
+        self._gate.close(plan.deadline_s)
         try:
-            async with asyncio.timeout(deadline_s):
-                await self._prepare(wanted, servers, deadline_s)
+            async with asyncio.timeout(plan.deadline_s):
+                if plan.mode == "wait":
+                    await self._calls_to_finish(servers, plan.deadline_s * WAIT_SHARE)
+                for server in servers:
+                    if server.state is ServerState.UP:
+                        self._pool.apply(server, ServerEvent.UPDATE, f"to version {wanted.version}")
+                await self._prepare(plan, servers)
         except TimeoutError:
-            log.warning("update to version %d ran into its deadline of %g s in phase %s", wanted.version, deadline_s, self.phase.value)
+            log.warning("update to version %d ran into its deadline of %g s in phase %s", wanted.version, plan.deadline_s, self.phase.value)
         finally:
-            await self._resume(servers)
+            await self._resume(plan, servers)
         if self._pool.target != wanted:
             raise self._nobody_has(wanted)
         log.info("policy version %d on %d of %d servers", wanted.version, len(self._pool.up()), len(self._pool.servers))
 
-    async def _prepare(self, wanted: PolicyVersion, servers: list[PolicyServer], deadline_s: float) -> None:
-        async def pause(server: PolicyServer) -> None:
-            await server.api.pause()
+    async def _calls_to_finish(self, servers: list[PolicyServer], budget_s: float) -> None:
+        try:
+            async with asyncio.timeout(budget_s):
+                while any(server.in_flight for server in servers):  # noqa: ASYNC110 - counters of many servers, and this is rare
+                    await asyncio.sleep(IDLE_EVERY_S)
+        except TimeoutError:
+            log.info("%d calls are still running after %g s and are ended", sum(server.in_flight for server in servers), budget_s)
 
-        async def update(server: PolicyServer) -> None:
-            await server.api.update(wanted, deadline_s)
+    async def _prepare(self, plan: Plan, servers: list[PolicyServer]) -> None:
+        async def unless_there(server: PolicyServer, plan: Plan) -> None:
+            if await weight_steps.has_them(server, plan):
+                done.add(server.url)
+            else:
+                await weight_steps.pause(server, plan)
 
-        async def verify(server: PolicyServer) -> None:
-            server.weights = await server.api.weights()
-            if server.weights.label != str(wanted.version):
-                self._fail(server, f"has version {server.weights.label} after the update")
+        async def load(server: PolicyServer, plan: Plan) -> None:
+            if plan.broadcast is not None and server not in self._group.servers:
+                raise RemoteError("policy_proxy", 409, "not_in_group", "is not in the process group; gets these weights from disk")
+            await weight_steps.load(server, plan)
 
-        await self._each(servers, pause)
+        done: set[str] = set()
+        await self._each(servers, plan, unless_there)
         self._enter(Phase.UPDATING)
-        await self._each(servers, update)
+        await self._each([server for server in servers if server.url not in done], plan, load)
         self._enter(Phase.VERIFYING)
-        await self._each(servers, verify)
+        await self._each([server for server in servers if server.url not in done], plan, weight_steps.verify)
         if any(server.state is ServerState.UPDATING for server in servers):
             self._enter(Phase.COMMITTED)
-            self._pool.commit(wanted)
+            self._pool.commit(plan.wanted)
 
-    async def _resume(self, servers: list[PolicyServer]) -> None:
+    async def _resume(self, plan: Plan, servers: list[PolicyServer]) -> None:
         committed = self.phase is Phase.COMMITTED
         self._enter(Phase.RESUMING)
         for server in servers:
@@ -133,13 +165,18 @@ class WeightUpdates:
         try:
             async with asyncio.TaskGroup() as group:
                 for server in servers:
-                    group.create_task(self._continue(server))
+                    group.create_task(self._continue(server, plan))
         finally:
+            if plan.broadcast is not None and any(server.state is not ServerState.UP for server in self._group.servers):
+                self._group.dissolve()
             self._gate.open()
             self._enter(Phase.IDLE)
+            self._pool.room.wake()
 
-    async def _continue(self, server: PolicyServer) -> None:
+    async def _continue(self, server: PolicyServer, plan: Plan) -> None:
         """Continues even a quarantined server: nobody is left paused. The watcher repeats it where this fails."""
+        if server.state is ServerState.QUARANTINED and plan.mixes:
+            await weight_steps.give_up(server)
         try:
             await server.api.resume()
         except RemoteError as error:
@@ -149,12 +186,12 @@ class WeightUpdates:
         if server.state is ServerState.UPDATING and server.weights is not None:
             self._pool.verified(server, server.weights)
 
-    async def _each(self, servers: list[PolicyServer], step: Step) -> None:
+    async def _each(self, servers: list[PolicyServer], plan: Plan, step: Step) -> None:
         """One step on all servers that have not failed yet, at once; a failure quarantines that server only."""
 
         async def guarded(server: PolicyServer) -> None:
             try:
-                await step(server)
+                await step(server, plan)
             except RemoteError as error:
                 self._fail(server, str(error))
 

@@ -12,7 +12,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from services.common.ids import new_id
 from services.policy_server.scheduler import PauseMode, Scheduler, Totals
 from services.policy_server.sequences import GenerateRequest, GenerateResult, Sequence
 from services.policy_server.settings import EngineSettings
+from services.policy_server.stops import StopStrings
 from services.policy_server.weights import Weights, load_weights
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Engine:
         self.settings = settings or EngineSettings()
         self._scheduler = Scheduler(load_weights(model_dir, version), self.settings, self._deliver)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stops = StopStrings(str(model_dir))
         self._inflight: dict[str, Future[GenerateResult]] = {}
         self._thread = threading.Thread(target=self._work, name="policy-engine", daemon=True)
         self._stopping = False
@@ -92,15 +94,15 @@ class Engine:
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Generates; cancelling aborts the request. Raises BadRequest, or Unavailable where the queue is full."""
-        rid, future = self.submit(request)
+        sequence, future = self.submit(request)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            self.abort(rid, "the caller went away")
+            self.abort(sequence.rid, "the caller went away")
             raise
 
-    def submit(self, request: GenerateRequest) -> tuple[str, Future[GenerateResult]]:
-        """Queues a request and returns its id and its future result. Raises as `generate`."""
+    def submit(self, request: GenerateRequest) -> tuple[Sequence, Future[GenerateResult]]:
+        """Queues a request and returns what it is in the engine, to be read only, and its future result. Raises as `generate`."""
         if self._stopping:
             raise Unavailable("the server is stopping", code="stopping")
         sequence = self._sequence(request)
@@ -112,7 +114,15 @@ class Engine:
         future: Future[GenerateResult] = Future()
         self._inflight[sequence.rid] = future
         self._commands.put(lambda: self._scheduler.submit(sequence))
-        return sequence.rid, future
+        return sequence, future
+
+    def snapshot(self, sequence: Sequence) -> GenerateResult:
+        """What there is of a generation at this moment; readable from any thread. Its label is never older than its last token."""
+        n = len(sequence.logprobs)
+        result = sequence.result("")
+        return replace(
+            result, output_ids=result.output_ids[:n], logprobs=result.logprobs[:n], weight_versions=[], weight_version=self.weights.version
+        )
 
     def abort(self, rid: str | None, message: str = "aborted by request") -> Future[int]:
         """Ends one request, or all where ``rid`` is None, with what they have."""
@@ -161,8 +171,10 @@ class Engine:
                 code="context_length_exceeded",
                 param="input_ids",
             )
-        seed = request.sampling.seed
-        return Sequence(request.rid or new_id("gen"), prompt, request.sampling, random.getrandbits(63) if seed is None else seed)
+        sampling = request.sampling
+        seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
+        stops = self._stops.matcher(sampling.stop) if sampling.stop else None
+        return Sequence(request.rid or new_id("gen"), prompt, sampling, seed, stops=stops, notify=request.notify)
 
     def _deliver(self, sequence: Sequence) -> None:
         future = self._inflight.pop(sequence.rid)

@@ -4,21 +4,24 @@ Routes that change what is served need the admin key where one is set.
 """
 
 import asyncio
-from dataclasses import asdict
+from collections.abc import AsyncIterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import orjson
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from services.common.app import require_admin
-from services.common.errors import Unavailable
+from services.common.errors import ServiceError, Unavailable
 from services.policy_server.engine import Engine
 from services.policy_server.loading import EngineLoader
+from services.policy_server.progress import Progress
 from services.policy_server.sampling import SamplingParams
 from services.policy_server.sequences import GenerateRequest
-from services.policy_server.wire import parse_generate, render_generate
+from services.policy_server.wire import parse_generate, render_event, render_generate, render_loads
 
 HEALTH_DEADLINE_S = 20.0
 CONTROL_DEADLINE_S = 120.0
@@ -65,16 +68,41 @@ def engine_of(request: Request) -> Engine:
 
 @router.post("/generate")
 async def generate(request: Request) -> Response:
-    """Generates from ``input_ids``. A client that goes away aborts its request."""
+    """Generates from ``input_ids``, with ``stream`` as server-sent events. A client that goes away aborts its request."""
     engine = engine_of(request)
-    parsed, logprobs = parse_generate(await request.body())
-    rid, future = engine.submit(parsed)
+    parsed, wanted = parse_generate(await request.body())
+    if wanted.stream:
+        return streamed(engine, parsed, logprobs=wanted.logprobs)
+    sequence, future = engine.submit(parsed)
     result = asyncio.wrap_future(future)
     async with asyncio.TaskGroup() as group:
-        watcher = group.create_task(abort_when_gone(request, engine, rid))
+        watcher = group.create_task(abort_when_gone(request, engine, sequence.rid))
         await asyncio.wait([result])
         watcher.cancel()
-    return Response(render_generate(result.result(), logprobs=logprobs), media_type="application/json")
+    return Response(render_generate(result.result(), logprobs=wanted.logprobs), media_type="application/json")
+
+
+def streamed(engine: Engine, parsed: GenerateRequest, *, logprobs: bool) -> Response:
+    """The answer as events; what is refused is refused before the first one. An event may have several new tokens."""
+    progress = Progress()
+    sequence, future = engine.submit(replace(parsed, notify=progress.notify))
+    future.add_done_callback(lambda _: progress.notify())
+
+    async def events() -> AsyncIterator[bytes]:
+        try:
+            while not future.done():
+                await progress.wait()
+                if not future.done():
+                    yield render_event(engine.snapshot(sequence), logprobs=logprobs)
+            yield render_event(future.result(), logprobs=logprobs)
+        except ServiceError as error:
+            yield b"data: " + orjson.dumps({"error": {"message": error.detail, "type": error.code, "code": error.status}}) + b"\n\n"
+        finally:
+            if not future.done():
+                engine.abort(sequence.rid, "the client disconnected")
+        yield b"data: [DONE]\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
 
 
 async def abort_when_gone(request: Request, engine: Engine, rid: str) -> None:
@@ -126,6 +154,19 @@ async def server_info(request: Request) -> dict[str, Any]:
         "paused": load.paused,
         "internal_states": [{"running": load.running, "queued": load.waiting, "kv_tokens": load.kv_tokens, **asdict(load.totals)}],
     }
+
+
+@router.get("/v1/loads")
+async def loads(request: Request) -> dict[str, Any]:
+    """Requests running and waiting, as routers and proxies ask for them."""
+    engine = engine_of(request)
+    return render_loads(engine.load(), engine.settings)
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """Whether new requests are served now; 503 while paused."""
+    return Response(status_code=503 if engine_of(request).load().paused else 200)
 
 
 @admin.post("/pause_generation")

@@ -1,6 +1,6 @@
 """Owns the choice of the next token. Pure functions; randomness is a counter, so a request's tokens do not depend on the batch it is in.
 
-The log-probability that is reported is that of the temperature-scaled distribution; top_p and top_k restrict the choice but do not
+The log-probability that is reported is that of the temperature-scaled distribution; top_p, top_k and min_p restrict the choice but do not
 renormalise it (as in SGLang). At temperature 0 the most likely token is taken and reported with its log-probability at temperature 1.
 
 Shape suffixes: B sequences, V vocabulary.
@@ -24,16 +24,20 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = -1
     """-1 for no limit."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one are excluded."""
     max_new_tokens: int = 128
     stop_token_ids: frozenset[int] = field(default_factory=lambda: frozenset[int]())
     seed: int | None = None
     """None = a fresh one."""
     ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    """Strings; the token that completes one is the last."""
 
     @property
     def restricted(self) -> bool:
         """Whether some tokens are excluded."""
-        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -76,13 +80,14 @@ def invert(cumulative_BV: Tensor, u_B1: Tensor) -> Tensor:
 
 
 def sample_restricted(p_BV: Tensor, params: Sequence[SamplingParams], u_B1: Tensor) -> Tensor:
-    """Sampling from the ``top_k`` most likely tokens, and of those the fewest whose probability reaches ``top_p``, [B]."""
+    """Sampling from the ``top_k`` likeliest tokens, of those the fewest that reach ``top_p``, and only over ``min_p``, [B]."""
     order_BV = p_BV.argsort(dim=-1, descending=True, stable=True)
     sorted_BV = p_BV.gather(-1, order_BV)
     rank_V = torch.arange(p_BV.shape[-1])
     top_k_B1 = torch.tensor([[p.top_k if p.top_k > 0 else p_BV.shape[-1]] for p in params])
     top_p_B1 = torch.tensor([[p.top_p] for p in params])
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
-    kept_BV = sorted_BV.masked_fill((rank_V >= top_k_B1) | (before_BV > top_p_B1), 0.0)
+    least_B1 = sorted_BV[:, :1] * torch.tensor([[p.min_p] for p in params])
+    kept_BV = sorted_BV.masked_fill((rank_V >= top_k_B1) | (before_BV > top_p_B1) | (sorted_BV < least_B1), 0.0)
     picks_B = invert(kept_BV.cumsum(-1), u_B1)
     return order_BV.gather(-1, picks_B.unsqueeze(-1)).squeeze(-1)

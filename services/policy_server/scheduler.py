@@ -222,6 +222,8 @@ class Scheduler:
             sequence.emit(token, logprob, self.weights.version)
             if reason := sequence.ending(self.weights.eos):
                 self._finish(sequence, reason)
+            elif sequence.notify is not None:
+                sequence.notify()
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         (self.active if sequence.running else self.waiting).remove(sequence)

@@ -4,6 +4,7 @@ Refuses illegal state changes. Knows no tensors.
 """
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,6 +14,7 @@ import numpy as np
 
 from services.policy_server.kv import Slot
 from services.policy_server.sampling import SamplingParams
+from services.policy_server.stops import Matcher
 from services.policy_server.trunk import Ids
 
 
@@ -23,6 +25,8 @@ class GenerateRequest:
     input_ids: SequenceOf[int] | Ids
     sampling: SamplingParams = field(default_factory=SamplingParams)
     rid: str | None = None
+    notify: Callable[[], None] | None = None
+    """Called in the engine's thread for each new token but the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,10 @@ class FinishReason:
         return cls("stop", {"matched": token})
 
     @classmethod
+    def stop_string(cls, matched: str) -> "FinishReason":
+        return cls("stop", {"matched": matched})
+
+    @classmethod
     def length(cls, limit: int) -> "FinishReason":
         return cls("length", {"length": limit})
 
@@ -56,12 +64,15 @@ class FinishReason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateResult:
-    """A finished generation. ``logprobs[i]`` is that of ``output_ids[i]``; the stop token, if any, is the last of them."""
+    """A generation, or (``finish_reason`` None) as much as there is of one.
+
+    ``logprobs[i]`` is that of ``output_ids[i]``; the stop token, if any, is the last of them.
+    """
 
     rid: str
     output_ids: list[int]
     logprobs: list[float]
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None
     prompt_tokens: int
     cached_tokens: int
     """Prompt tokens that needed no computing when the request was first scheduled."""
@@ -91,7 +102,16 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 class Sequence:
     """A request and what became of it so far."""
 
-    def __init__(self, rid: str, prompt: Ids, sampling: SamplingParams, seed: int) -> None:
+    def __init__(
+        self,
+        rid: str,
+        prompt: Ids,
+        sampling: SamplingParams,
+        seed: int,
+        *,
+        stops: Matcher | None = None,
+        notify: Callable[[], None] | None = None,
+    ) -> None:
         self.rid = rid
         self.sampling = sampling
         self.seed = seed
@@ -101,6 +121,8 @@ class Sequence:
         self.output_ids: list[int] = []
         self.logprobs: list[float] = []
         self.finish_reason: FinishReason | None = None
+        self.notify = notify
+        self._stops = stops
         self._prompt = prompt
         self._tokens = prompt
         self._spans: list[VersionSpan] = []
@@ -150,6 +172,8 @@ class Sequence:
     def ending(self, eos: frozenset[int]) -> FinishReason | None:
         """Why the last token ends the sequence, or None."""
         last = self.output_ids[-1]
+        if self._stops is not None and (matched := self._stops(self.output_ids)) is not None:
+            return FinishReason.stop_string(matched)
         if last in self.sampling.stop_token_ids or (last in eos and not self.sampling.ignore_eos):
             return FinishReason.stop(last)
         if len(self.output_ids) >= self.sampling.max_new_tokens:
@@ -157,8 +181,7 @@ class Sequence:
         return None
 
     def result(self, version: str) -> GenerateResult:
-        """What the caller gets."""
-        assert self.finish_reason is not None
+        """What the caller gets, or may see of it meanwhile."""
         return GenerateResult(
             rid=self.rid,
             output_ids=self.output_ids,

@@ -1,8 +1,9 @@
 """Owns the learning rate that follows how far updates move the policy: a pure rule and its state.
 
 The rule is the adaptive schedule of rsl_rl (Rudin et al. 2022, "Learning to Walk in Minutes"): above twice the wanted divergence the
-rate falls by 1.5, below half of it it rises by 1.5, here never above what the schedule says. The divergence is that of the proximal from the behaviour policy, which PPO computes
-anyway: with asynchronous rollouts it is what the last updates did. Refuses to act where nothing is stale, because nothing was measured.
+rate falls by 1.5, below half of it it rises by 1.5, here never above what the schedule says. The divergence is that of the proximal from
+the behaviour policy, which PPO computes anyway: with asynchronous rollouts it is what the last updates did. Refuses to act where nothing
+is stale, because nothing was measured.
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ from services.common.config import ExperimentConfig
 from services.trajectory_store.admission import BodyBudget
 from services.trajectory_store.dumper import Dumper
 from services.trajectory_store.routes import batches, events, ledger, queue, rollouts, sessions, trajectories
+from services.trajectory_store.routes.lean import put_lean_routes_first
 from services.trajectory_store.tenants import Tenants, TrialPath, check_own_name
 from services.trajectory_store.upkeep import Upkeep
 
@@ -37,9 +38,10 @@ def create_app(config: ExperimentConfig) -> FastAPI:
         return {"redis": await tenants.server.health()}
 
     # Sessions come first: routes are matched in order, and two session routes run for every call of the policy.
-    modules = (sessions, rollouts, trajectories, batches, queue, events, ledger)
-    app = common.create_app("trajectory_store", lifespan=lifespan, readiness=readiness, routers=[each.router() for each in modules])
+    routers = [each.router() for each in (sessions, rollouts, trajectories, batches, queue, events, ledger)]
+    app = common.create_app("trajectory_store", lifespan=lifespan, readiness=readiness, routers=routers)
     app.add_middleware(TrialPath)
+    put_lean_routes_first(app, routers)
     app.state.tenants = tenants
     app.state.listeners = set()
     app.state.bodies = BodyBudget(settings.max_body_mb * 2**20, settings.max_inflight_body_mb * 2**20)

@@ -9,13 +9,26 @@ from collections.abc import Mapping
 TRIALS = "fd:trials"
 """set: ``experiment/trial`` of every trial that was ever written to. The one key that belongs to no trial."""
 
+PREFIXES_KEPT = 64
+"""Of one trial; further prompts are packed without one."""
+
+METRICS_KEPT = 20_000
+"""Metrics records; the oldest go first."""
+
+AUDIT_TTL_S = 10
+"""An audit that asks for nothing for this long is over: its process was killed."""
+
 ENDED_BATCH_TTL_S = 7 * 86400
 """A batch that was acked, nacked or expired is remembered this long for the sake of repeated requests."""
 
 EXPIRES: Mapping[str, str] = {
-    "session": "session_ttl_s after the session was opened, unless a trajectory names it",
+    "session": "session_ttl_s after something last happened to it, unless a trajectory names it; an hour after it was exported",
+    "session_key": "with its session",
     "batch": "7 days after it ended",
     "events": "capped at about 10,000 entries",
+    "metrics": "capped at the newest 20,000 records",
+    "audit": "10 s after the audit last asked for something",
+    "touched": "10 s after its last change",
 }
 """When the keys go that go by themselves. Everything else goes by state: retention, or the end of the trial."""
 
@@ -57,7 +70,7 @@ class Keys:
 
     @property
     def sequence(self) -> str:
-        """hash: the last number given out for enqueue order, completion, group readiness, and the beat that sees lost writes."""
+        """hash: the last number given out for enqueue order, completion, group readiness, the beat that sees lost writes, metrics gone."""
         return f"{self.prefix}sequence"
 
     # Rollout queue
@@ -87,13 +100,38 @@ class Keys:
     # Sessions
 
     def session(self, session_id: str) -> str:
-        """hash: created, sealed, ``i:<call>`` open intents, ``c:<call>`` encoded call records; once packed: tree, n_calls."""
+        """hash: created, touched, ttl, sealed, closed, opener, key, recorded, ``i:<call>`` open intents, ``c:<call>`` encoded call records,
+        ``r:<name> <call>`` rewards as JSON; once packed: tree, n_calls."""
         return f"{self.prefix}session:{session_id}"
+
+    def session_key(self, digest: str) -> str:
+        """string: the session that a key chosen by a client names; sha256 of the key."""
+        return f"{self.prefix}session_key:{digest}"
+
+    @property
+    def unclaimed(self) -> str:
+        """zset: sessions that no trajectory names, by the time at which they are looked at to be forgotten."""
+        return f"{self.prefix}unclaimed"
+
+    @property
+    def grants(self) -> str:
+        """string: sessions that may begin, where beginning takes a grant."""
+        return f"{self.prefix}grants"
 
     @property
     def unpacked(self) -> str:
         """list: sessions of final trajectories whose call records are not packed yet, each with its episode."""
         return f"{self.prefix}unpacked"
+
+    @property
+    def prefixes(self) -> str:
+        """hash: digest -> the beginning of a prompt that many sessions have, which their packed trees need."""
+        return f"{self.prefix}prefixes"
+
+    @property
+    def prefix_names(self) -> str:
+        """hash: digest of a prompt's first 1,024 tokens -> the prefix that such prompts use."""
+        return f"{self.prefix}prefix_names"
 
     # Groups and batches
 
@@ -148,6 +186,11 @@ class Keys:
         return f"{self.prefix}drop_examples:{reason}"
 
     @property
+    def swept(self) -> str:
+        """hash: reason -> sessions that were forgotten without a trajectory."""
+        return f"{self.prefix}swept"
+
+    @property
     def alarms(self) -> str:
         """hash: name of an alarm that is raised -> its text."""
         return f"{self.prefix}alarms"
@@ -156,6 +199,16 @@ class Keys:
     def losses(self) -> str:
         """hash: beat at which acknowledged writes were found missing -> what is known about them."""
         return f"{self.prefix}losses"
+
+    @property
+    def audit(self) -> str:
+        """string: the audit that reads the records now."""
+        return f"{self.prefix}audit"
+
+    @property
+    def touched(self) -> str:
+        """set: keys of episodes and groups that changed since that audit began."""
+        return f"{self.prefix}touched"
 
     @property
     def totals(self) -> str:

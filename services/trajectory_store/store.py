@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from services.common.config import ExperimentConfig
 from services.trajectory_store.bell import Bell
 from services.trajectory_store.keys import Keys
+from services.trajectory_store.redis_store.audits import Audits
 from services.trajectory_store.redis_store.batches import Batches
 from services.trajectory_store.redis_store.database import Database, Server
 from services.trajectory_store.redis_store.events import Events
 from services.trajectory_store.redis_store.experiment import Experiment
 from services.trajectory_store.redis_store.ledger import Ledger
+from services.trajectory_store.redis_store.prefixes import Prefixes
 from services.trajectory_store.redis_store.retention import Retention, limits_of
 from services.trajectory_store.redis_store.rollouts import RolloutQueue
 from services.trajectory_store.redis_store.sessions import Sessions
@@ -31,6 +33,7 @@ class Store:
     trajectories: Trajectories
     batches: Batches
     ledger: Ledger
+    audits: Audits
     retention: Retention
     events: Events
     experiment: Experiment
@@ -47,8 +50,9 @@ def build_store(config: ExperimentConfig, server: Server | None = None, trial: s
     trial = trial or trial_of(config)
     database = Database(server or Server(redis_url(config)), Keys.of_trial(*trial.split("/", 1)))
     bodies = Bodies(settings.spill_url, settings.spill_over_kb * 1024, trial)
-    trajectories = Trajectories(database, bodies, rules)
-    sessions = Sessions(database, bodies, rules.session_ttl_s)
+    prefixes = Prefixes(database)
+    trajectories = Trajectories(database, bodies, prefixes, rules)
+    sessions = Sessions(database, bodies, prefixes, rules.session_ttl_s)
     return Store(
         trial=trial,
         database=database,
@@ -57,6 +61,7 @@ def build_store(config: ExperimentConfig, server: Server | None = None, trial: s
         trajectories=trajectories,
         batches=Batches(database, trajectories, sessions, rules),
         ledger=Ledger(database),
+        audits=Audits(database),
         retention=Retention(database, bodies, limits_of(settings)),
         events=Events(database),
         experiment=Experiment(database),

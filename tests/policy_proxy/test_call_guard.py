@@ -1,12 +1,10 @@
 """A call runs once: replays, joins, SDK retries, faults of the store, sessions that outlive the process."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 from proxy_helpers import SYSTEM, MakeProxy, ProxyUnderTest, SessionClient, user
-from proxy_servers import ProxyProcess, wait_until
+from proxy_servers import wait_until
 
 
 def test_the_same_call_id_is_replayed(proxy: ProxyUnderTest) -> None:
@@ -118,28 +116,3 @@ def test_idle_sessions_are_forgotten_and_come_back(make_proxy: MakeProxy) -> Non
     assert session.post(messages, call_id="c2").status_code == 200
     records = proxy.assert_token_exact(session)
     assert [record.parent for record in records] == [None, "c1"]
-
-
-def test_kill_minus_nine_in_mid_call_and_the_session_goes_on(make_proxy: MakeProxy, tmp_path: Path) -> None:
-    """The call that was in flight is begun and not recorded; sent again under its id it closes its intent, on the same branch."""
-    proxy = make_proxy(start=False)
-    process = ProxyProcess(proxy.config, tmp_path)
-    try:
-        process.start()
-        session = proxy.open()
-        messages = [SYSTEM, user("hi")]
-        messages += [session.say(messages, call_id="c1"), user("more")]
-        proxy.engine.stall_generate = True
-        with ThreadPoolExecutor() as pool:
-            call = pool.submit(session.post, messages, call_id="c2")
-            wait_until(lambda: proxy.engine.running, what="the call at the server")
-            process.kill()
-        assert isinstance(call.exception(), httpx.TransportError)
-        assert list(proxy.store.sessions[session.session_id].intents) == ["c2"]
-        proxy.engine.stall_generate = False
-        process.start()
-        session.say(messages, call_id="c2")
-        assert [record.parent for record in session.records] == [None, "c1"]
-        assert not proxy.store.sessions[session.session_id].intents
-    finally:
-        process.kill()

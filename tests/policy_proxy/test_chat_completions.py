@@ -43,7 +43,7 @@ async def test_async_sdk_calls_a_tool_and_goes_on(proxy: ProxyUnderTest) -> None
         assert message.content == "Let me look."
         assert message.tool_calls is not None
         assert message.tool_calls[0].function.name == "look_up"
-        assert message.tool_calls[0].function.arguments == '{"city":"Paris"}'
+        assert message.tool_calls[0].function.arguments == '{"city": "Paris"}'
         result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}
         second = await client.chat.completions.create(
             model="policy", messages=[*messages, message.model_dump(exclude_none=True), result], tools=[tool()]
@@ -87,6 +87,7 @@ def test_malformed_tool_call_stays_text_and_is_flagged(proxy: ProxyUnderTest, sa
     assert reply["finish_reason"] == "stop"
     assert reply["message"]["content"] == said
     assert "tool_calls" not in reply["message"]
+    assert reply["malformed_tool_call"]["problem"]
     assert session.records[0].malformed_tool_call
     assert proxy.metric("malformed_tool_calls_total") == 1
 
@@ -109,12 +110,19 @@ def test_an_answer_cut_off_by_the_budget_says_length(proxy: ProxyUnderTest) -> N
     ("body", "param"),
     [
         ({"top_p": 0.9}, "top_p"),
-        ({"stream": True}, "stream"),
-        ({"n": 2}, "n"),
+        ({"top_k": 5}, "top_k"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"n": 17}, "n"),
+        ({"stop": [""]}, "stop"),
+        ({"stream": "yes"}, "stream"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "look_up"}}}, "tool_choice"),
-        ({"logprobs": True}, "logprobs"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tool_choice": "required", "tools": [tool()]}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "look_up", "strict": True}}]}, "tools[0].function.strict"),
+        ({"response_format": {"type": "json_object"}, "tools": [tool()]}, "response_format"),
+        ({"top_logprobs": 3}, "top_logprobs"),
         ({"frequency_penalty": 0.1}, "frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -147,6 +155,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(proxy: ProxyUnderTest, body:
 
 def test_what_clients_send_to_say_the_default_is_taken(proxy: ProxyUnderTest) -> None:
     same = {"n": 1, "stream": False, "parallel_tool_calls": True, "frequency_penalty": 0.0, "presence_penalty": 0, "top_p": 1.0}
+    same |= {"top_k": 100_000_000, "min_p": 0, "repetition_penalty": 1, "logit_bias": {}, "stop": [], "tools": [tool()]}
     notes = {
         "store": True,
         "metadata": {"run": "1"},

@@ -1,5 +1,6 @@
 """The pool: servers that die, stall or answer nonsense; affinity; the state machine."""
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -8,9 +9,11 @@ from proxy_servers import wait_until
 from test_weight_updates import LONG, mid_generation, start_call
 
 from services.common.errors import RemoteError
+from services.common.transitions import IllegalTransition
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy.servers import TRANSITIONS, IllegalTransition, ServerEvent, ServerPool, ServerState
-from services.policy_proxy.sglang import Weights, read_segment, read_versions
+from services.policy_proxy.outputs import read_segment, read_versions
+from services.policy_proxy.servers import TRANSITIONS, ServerEvent, ServerPool, ServerState
+from services.policy_proxy.versions import Weights
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -75,10 +78,37 @@ def test_a_session_stays_with_its_server(make_proxy: MakeProxy) -> None:
         assert sum(bool(mine & used) for used in sids) == 1
 
 
+def test_an_operator_adds_drains_and_removes_servers(proxy: ProxyUnderTest) -> None:
+    servers = "/v1/admin/servers"
+    (url,) = [item["url"] for item in proxy.http.get(servers).json()["items"]]
+    assert proxy.http.post(f"{servers}/drain", json={"url": url}).json()["cordoned"] is True
+    assert proxy.http.post(servers, json={"url": url}).json()["cordoned"] is False
+    added = proxy.http.post(servers, json={"url": "http://127.0.0.1:9"}).json()
+    assert (added["url"], added["state"]) == ("http://127.0.0.1:9", "down")
+    assert proxy.open().post([user("hi")]).status_code == 200
+    assert proxy.http.delete(servers, params={"url": "http://127.0.0.1:9"}).status_code == 200
+    assert [item["url"] for item in proxy.http.get(servers).json()["items"]] == [url]
+    assert proxy.http.post(servers, json={"url": "nowhere"}).status_code == 400
+    assert proxy.http.delete(servers, params={"url": "http://127.0.0.1:9"}).status_code == 404
+
+
+def test_a_broadcast_needs_a_group_and_buckets_that_make_sense(proxy: ProxyUnderTest) -> None:
+    bucket = {"names": ["a"], "dtypes": ["float32"], "shapes": [[1]]}
+    distributed = {"method": "distributed", "buckets": [bucket]}
+    assert proxy.post_weights(9, "/weights/v9", **distributed).json()["code"] == "no_weight_group"
+    assert proxy.post_weights(9, "/weights/v9", method="distributed").status_code == 422
+    assert proxy.post_weights(9, "/weights/v9", buckets=[bucket]).status_code == 422
+    assert proxy.post_weights(9, "/weights/v9", method="distributed", buckets=[bucket | {"shapes": []}]).status_code == 422
+    plan = proxy.http.get("/v1/admin/weight_group").json()
+    assert (plan["state"], plan["world_size"], len(plan["members"])) == ("absent", 2, 1)
+    asked = {"master_address": "127.0.0.1", "master_port": 1, "world_size": 5}
+    assert proxy.http.post("/v1/admin/weight_group", json=asked).json()["code"] == "world_size"
+
+
 @UNHURRIED
 @given(st.lists(st.sampled_from(list(ServerEvent)), max_size=30))
 def test_only_listed_transitions_happen(events: list[ServerEvent]) -> None:
-    pool = ServerPool(["http://127.0.0.1:1"], {})
+    pool = ServerPool(["http://127.0.0.1:1"])
     (server,) = pool.servers
     for event in events:
         before = server.state
@@ -89,7 +119,10 @@ def test_only_listed_transitions_happen(events: list[ServerEvent]) -> None:
             with pytest.raises(IllegalTransition):
                 pool.apply(server, event)
             assert server.state is before
-        assert (pool.choose("") is server) == (server.state is ServerState.UP)
+        chosen = pool.choose("", np.asarray([1], "<i4"))
+        assert (chosen is server) == (server.state is ServerState.UP)
+        if chosen is not None:
+            pool.release(chosen)
 
 
 def test_a_server_is_up_only_by_way_of_an_update() -> None:
@@ -97,7 +130,7 @@ def test_a_server_is_up_only_by_way_of_an_update() -> None:
 
 
 def test_the_label_decides_what_verified_means() -> None:
-    pool = ServerPool(["http://127.0.0.1:1"], {})
+    pool = ServerPool(["http://127.0.0.1:1"])
     (server,) = pool.servers
     pool.commit(PolicyVersion(version=2, path="/w"))
     pool.apply(server, ServerEvent.UPDATE)

@@ -5,12 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conversation_strategies import conversations
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from proxy_helpers import SYSTEM, call_text, tool, user
+from template_samples import samples
 
-from services.policy_proxy.chat import read_messages
+from services.policy_proxy.chat.messages import read_messages
 from services.policy_proxy.rendering import Renderer
+from services.policy_proxy.template import ChatTemplate
 
 CONVERSATION = [
     {"role": "system", "content": "Line one.\nÜnïcödé and <b>markup</b> & 'quotes'. " * 80},
@@ -32,27 +38,49 @@ import importlib.util, json, sys
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name == "torch" else find_spec(name, package)  # seconds faster
 from transformers import AutoTokenizer
-folder, messages, tools = json.load(sys.stdin)
+folder, messages, tools, cases = json.load(sys.stdin)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 for message in messages:
     for call in message.get("tool_calls", []):
         call["function"]["arguments"] = json.loads(call["function"]["arguments"])
 text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
-print(json.dumps([text, tokenizer.encode(text, add_special_tokens=False)]))
+texts = [
+    tokenizer.apply_chat_template(messages, chat_template=template, tools=tools, tokenize=False, add_generation_prompt=prompted, **extra)
+    for template, messages, tools, prompted, extra in cases
+]
+print(json.dumps([text, tokenizer.encode(text, add_special_tokens=False), texts]))
 """
+
+
+def random_cases() -> list[Any]:
+    """(template, messages, tools or null, add_generation_prompt, chat_template_kwargs), the same in every run."""
+    cases: list[Any] = []
+
+    @settings(max_examples=12, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    @given(conversations(), st.booleans(), st.booleans(), st.sampled_from([{}, {"enable_thinking": False}]))
+    def collect(turns: list[list[Any]], with_tools: bool, prompted: bool, extra: dict[str, Any]) -> None:
+        messages = [message for turn in turns for message in turn]
+        cases.extend([source, messages, [tool()] if with_tools else None, prompted, extra] for source in samples().values())
+
+    collect()
+    return cases
 
 
 async def test_text_and_ids_are_those_of_transformers(model_folder: Path, renderer: Renderer) -> None:
     tools = [tool(), tool("línea")]
-    given = json.dumps([str(model_folder), CONVERSATION, tools])
+    cases = random_cases()
+    sent = json.dumps([str(model_folder), CONVERSATION, tools, cases])
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(  # noqa: ASYNC221 - nothing else runs on this loop
-        [sys.executable, "-c", PEER], input=given, capture_output=True, text=True, env=environment, timeout=100, check=True
+        [sys.executable, "-c", PEER], input=sent, capture_output=True, text=True, env=environment, timeout=100, check=True
     )
-    text, ids = json.loads(done.stdout.splitlines()[-1])
+    text, ids, texts = json.loads(done.stdout.splitlines()[-1])
     ours = renderer.render(read_messages(CONVERSATION), tools)
     assert ours == text
     assert (await renderer.encode(ours)).tolist() == ids
+    templates = {source: ChatTemplate(source, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}) for source in samples().values()}
+    for (source, messages, with_tools, prompted, extra), theirs in zip(cases, texts, strict=True):
+        assert templates[source].render(messages, with_tools or [], add_generation_prompt=prompted, extra=extra) == theirs
 
 
 async def test_cutting_at_turns_changes_no_token(renderer: Renderer) -> None:

@@ -1,11 +1,12 @@
 """Captured ids are what the server got and said: for extended, rewritten, branched and random conversations."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from proxy_helpers import SYSTEM, ProxyUnderTest, call_text, tool, user
+from proxy_helpers import SYSTEM, MakeProxy, ProxyUnderTest, call_text, tool, user
 
 END = "<|im_end|>"
 
@@ -91,6 +92,59 @@ def test_reasoning_that_the_template_drops_starts_a_branch(proxy: ProxyUnderTest
     assert [record.parent for record in records] == [None, None]
     assert "<think>" not in proxy.renderer.decode(proxy.engine.exchanges[-1].input_ids)
     assert proxy.metric("branches_total") == 1
+
+
+def test_agents_that_take_turns_each_keep_their_own_path(proxy: ProxyUnderTest) -> None:
+    """A sub-agent's first call is a branch at the root; after that both go on where they were."""
+    proxy.says(f"answer{END}")
+    session = proxy.open()
+    agents = [[SYSTEM | {"content": f"You are agent {number}. " * 50}, user("hi")] for number in range(3)]
+    for turn in range(4):
+        for messages in agents:
+            messages += [session.say(messages), user(f"and {turn}?")]
+    records = proxy.assert_token_exact(session)
+    ids = [record.call_id for record in records]
+    assert [record.parent for record in records] == [None, None, None, *ids[:-3]]
+    assert proxy.metric("branches_total") == 2
+
+
+def test_calls_made_side_by_side_after_the_same_call_are_branches(proxy: ProxyUnderTest) -> None:
+    proxy.says(f"answer{END}")
+    session = proxy.open()
+    messages = [SYSTEM, user("hi")]
+    messages.append(session.say(messages))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: session.say([*messages, user(f"and {number}?")]), range(4)))
+    records = proxy.assert_token_exact(session)
+    assert [record.parent for record in records] == [None] + [records[0].call_id] * 4
+    assert proxy.metric("branches_total") == 3
+
+
+def test_a_call_sent_again_under_its_id_is_no_branch(proxy: ProxyUnderTest) -> None:
+    proxy.says(f"answer{END}")
+    session = proxy.open()
+    messages = [SYSTEM, user("hi")]
+    for call_id in ("a", "a", "b"):
+        said = session.say(messages, call_id=call_id)
+    session.say([*messages, said, user("more")])
+    assert len(proxy.assert_token_exact(session)) == 3
+    assert proxy.metric("branches_total") == 1
+
+
+def test_a_path_goes_on_where_memory_has_forgotten_it(make_proxy: MakeProxy) -> None:
+    """Another proxy, or this one after a crash, has the records alone."""
+    proxy = make_proxy()
+    proxy.says(f"answer{END}")
+    session = proxy.open()
+    messages = [SYSTEM, user("hi")]
+    for turn in range(6):
+        if turn == 3:
+            proxy.restart()
+        messages += [session.say(messages), user(f"and {turn}?")]
+    records = proxy.assert_token_exact(session)
+    assert [record.parent for record in records] == [None, *(record.call_id for record in records[:-1])]
+    n_new = [len(record.prompt) for record in records]
+    assert max(n_new[1:]) < n_new[0]
 
 
 def test_other_tools_make_another_prompt(proxy: ProxyUnderTest) -> None:

@@ -123,6 +123,10 @@ def test_where_no_server_takes_it_the_old_version_stays(make_proxy: MakeProxy) -
     assert reply.status_code == 503
     assert "no such file" in reply.json()["detail"]
     assert not proxy.engine.paused
+    # What a failed update has left there only a reload can tell.
+    wait_until(lambda: proxy.engine.updates[-1]["weight_version"] == "0", what="the old version to be loaded again")
+    assert proxy.state()["servers"][0]["state"] != "up"
+    proxy.engine.fail_update = ""
     proxy.wait_up(1, version=0)
     assert proxy.open().post([user("hi")]).headers["X-Policy-Version"] == "0"
 
@@ -214,7 +218,7 @@ def test_control_routes_get_the_admin_key(make_proxy: MakeProxy, monkeypatch: py
     proxy.http.headers["Authorization"] = "Bearer a-long-admin-key-0123"
     proxy.start()
     assert proxy.post_weights(1).status_code == 200
-    assert proxy.engine.control_keys == ["Bearer a-long-admin-key-0123"]
+    assert set(proxy.engine.control_keys) == {"Bearer a-long-admin-key-0123"}
 
 
 def test_updates_at_the_same_time_run_one_after_the_other(make_proxy: MakeProxy) -> None:

@@ -107,7 +107,12 @@ def test_information_routes(client: httpx.Client, models: dict[str, Path]) -> No
         ({"sampling_params": {"stop_token_ids": [True]}}, "sampling_params.stop_token_ids"),
         ({"sampling_params": []}, None),
         ({"sampling_params": [1]}, "sampling_params"),
-        ({"stream": True}, "stream"),
+        ({"sampling_params": {"min_p": 2}}, "sampling_params.min_p"),
+        ({"sampling_params": {"stop": [3]}}, "sampling_params.stop"),
+        ({"sampling_params": {"stop": ["x"]}}, "tokenizer.json"),
+        ({"sampling_params": {"frequency_penalty": 0.5}}, "sampling_params.frequency_penalty"),
+        ({"sampling_params": {"json_schema": "{}"}}, "sampling_params.json_schema"),
+        ({"top_logprobs_num": 2}, "top_logprobs_num"),
         ({"rid": 3}, "rid"),
     ],
 )

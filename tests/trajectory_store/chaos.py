@@ -16,7 +16,6 @@ import os
 import random
 import signal
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from mortal_redis import MortalRedis
 from store_helpers import (
-    RedisServer,
     StoreClient,
     StoreProcess,
     episode_ids,
@@ -41,7 +40,8 @@ from services.common.wire.calls import encode_call
 from services.common.wire.store import Batch
 
 GROUP_SIZE = 3
-POWER_CUT_S = 1.0
+PAUSE_S = (0.5, 2.0)
+"""Between two kills."""
 
 
 class Journal:
@@ -161,13 +161,10 @@ class Cast:
     """All processes of a run."""
 
     folder: Path
-    fsync: str
-    redis: RedisServer
+    redis: MortalRedis
     store: StoreProcess
     roles: dict[str, Any] = field(default_factory=dict[str, Any])
     kills: Counter[str] = field(default_factory=Counter[str])
-    power_cuts: list[float] = field(default_factory=list[float])
-    sizes: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
 
     def start_role(self, name: str) -> None:
         # Forked from a server that has imported everything, so that a killed process is back at once.
@@ -177,7 +174,7 @@ class Cast:
     def kill(self, name: str) -> None:
         self.kills[name] += 1
         if name == "redis":
-            self.kill_redis(cut=self.fsync == "everysec" and random.random() < 0.5)
+            self.kills["power"] += self.redis.die_and_return(cut=random.random() < 0.5)
         elif name == "store":
             self.store.kill()
             self.store.start()
@@ -186,50 +183,24 @@ class Cast:
             self.roles[name].join(10)
             self.start_role(name)
 
-    def kill_redis(self, *, cut: bool) -> None:
-        self.redis.kill()
-        if cut:
-            at = time.time()
-            synced = [size for when, size in self.sizes if when < at - POWER_CUT_S]
-            if synced:
-                os.truncate(aof(self.redis.folder), synced[-1])
-                self.power_cuts.append(at)
-                self.kills["power"] += 1
-        self.sizes.clear()
-        self.redis.start()
-
     def died(self) -> list[str]:
         """Roles that ended by themselves: their log says why."""
         return [name for name, process in self.roles.items() if process.exitcode not in (None, -signal.SIGKILL)]
-
-    def watch_the_log(self, stop: threading.Event) -> None:
-        """How much of the append-only file would survive a power cut."""
-        while not stop.wait(0.05):
-            try:
-                self.sizes.append((time.time(), aof(self.redis.folder).stat().st_size))
-            except (OSError, ValueError):
-                continue
-            del self.sizes[:-200]
-
-
-def aof(folder: Path) -> Path:
-    """The file that grows: Redis 7 splits the log."""
-    return max(folder.rglob("*.aof"), key=lambda path: (".incr." in path.name, path.stat().st_mtime))
 
 
 def run(folder: Path, seconds: float, fsync: str, seed: int) -> dict[str, Any]:
     """One run; returns what happened. Raises AssertionError where the store broke a promise."""
     random.seed(seed)
     (folder / "redis").mkdir()
-    redis = RedisServer(folder / "redis", "--appendonly", "yes", "--appendfsync", fsync, "--auto-aof-rewrite-percentage", "0")
-    redis.start()
+    with MortalRedis(folder / "redis", fsync) as redis:
+        return _run_on(redis, folder, seconds)
+
+
+def _run_on(redis: MortalRedis, folder: Path, seconds: float) -> dict[str, Any]:
     # Patient with attempts: in this run leases are lost all the time, and an episode that fails for good teaches nothing here.
     store = StoreProcess(folder, make_config(redis.url, max_attempts=50))
     store.start()
-    cast_ = Cast(folder, fsync, redis, store)
-    stop = threading.Event()
-    watcher = threading.Thread(target=cast_.watch_the_log, args=(stop,))
-    watcher.start()
+    cast_ = Cast(folder, redis, store)
     try:
         names = ["feed0", "train0", "play0", "play1", "play2"]
         for name in names:
@@ -237,18 +208,15 @@ def run(folder: Path, seconds: float, fsync: str, seed: int) -> dict[str, Any]:
         wait_until(lambda: lines(folder / "trained.journal"), 60, "the first episode to be trained on")
         end = time.time() + seconds
         while time.time() < end:
-            time.sleep(random.uniform(0.5, 2.0))
+            time.sleep(random.uniform(*PAUSE_S))
             cast_.kill(random.choice(["redis", "store", *names]))
             assert not cast_.died(), {name: (folder / f"{name}.log").read_text()[-2000:] for name in cast_.died()}
         return settle(cast_)
     finally:
-        stop.set()
-        watcher.join()
         for process in cast_.roles.values():
             process.kill()
             process.join(10)
         store.kill()
-        redis.kill()
 
 
 def settle(cast_: Cast) -> dict[str, Any]:
@@ -269,21 +237,19 @@ def settle(cast_: Cast) -> dict[str, Any]:
     trained = [name for _, _, name in lines(cast_.folder / "trained.journal")]
     stored = [(at, name) for journal in cast_.folder.glob("play*.journal") for at, _, name in lines(journal)]
     lost = [name for at, name in stored if store.status("GET", f"/v1/trajectories/{name}")[0] == 404]
-    unexplained = [
-        name for at, name in stored if name in set(lost) and not any(0 <= cut - at <= 2 * POWER_CUT_S for cut in cast_.power_cuts)
-    ]
+    unexplained = [name for at, name in stored if name in set(lost) and not cast_.redis.explains(at)]
     groups = {name for name in enqueued if store.status("GET", f"/v1/trajectories/{name}.0")[0] != 404}
     store.close()
     assert audit["balanced"], audit["problems"]
     assert counts["lost"] == counts["duplicated"] == 0
     assert [name for name, times in Counter(trained).items() if times > 1] == [], "trained twice"
     assert unexplained == [], "acknowledged and gone without a power cut"
-    if not cast_.power_cuts:
+    if not cast_.redis.power_cuts:
         assert set(enqueued) <= groups, "an enqueued group has no outcome"
         assert lost == []
         assert counts["trained"] >= len(trained) - GROUP_SIZE
     return {
-        "fsync": cast_.fsync,
+        "fsync": cast_.redis.fsync,
         "kills": dict(cast_.kills),
         "episodes": counts["trajectories_in"],
         "trained": len(trained),

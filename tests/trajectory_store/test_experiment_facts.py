@@ -1,7 +1,10 @@
 """Policy versions, metrics, documents, and the routes every service has."""
 
 import pytest
-from store_helpers import RedisServer, StoreClient, StoreThread, make_config, wait_until
+import redis
+from store_helpers import EXPERIMENT, TRIAL, RedisServer, StoreClient, StoreThread, make_config, wait_until
+
+from services.trajectory_store.keys import METRICS_KEPT, Keys
 
 
 def test_a_version_never_changes_its_path(store: StoreClient) -> None:
@@ -17,6 +20,19 @@ def test_a_version_never_changes_its_path(store: StoreClient) -> None:
     latest = {"version": 10, "path": "weights/v10", "step": 10, "published_at": 7.5}
     assert store.call("GET", "/v1/policy_versions/latest") == latest
     assert store.call("GET", "/v1/stats")["policy_version"] == 10
+
+
+def test_old_metrics_go_and_cursors_stay(store: StoreClient, redis_server: RedisServer) -> None:
+    with redis.Redis.from_url(redis_server.url) as raw:
+        lines = (b'{"step": %d, "values": {}}' % step for step in range(METRICS_KEPT))
+        raw.rpush(Keys.of_trial(EXPERIMENT, TRIAL).metrics, *lines)
+    for step in range(METRICS_KEPT, METRICS_KEPT + 3):
+        store.call("POST", "/v1/metrics", {"step": step, "values": {}})
+    page = store.call("GET", "/v1/metrics?after=0&limit=2")
+    assert ([line["step"] for line in page["items"]], page["next"]) == ([3, 4], 5)
+    page = store.call("GET", f"/v1/metrics?after={METRICS_KEPT + 1}")
+    assert ([line["step"] for line in page["items"]], page["next"]) == ([METRICS_KEPT + 1, METRICS_KEPT + 2], METRICS_KEPT + 3)
+    assert store.call("GET", f"/v1/metrics?after={page['next']}") == {"items": [], "next": METRICS_KEPT + 3}
 
 
 def test_metrics_are_appended_and_paged(store: StoreClient) -> None:
@@ -68,4 +84,4 @@ def test_routes_are_documented_and_counted(store: StoreClient) -> None:
     gauge = 'frontdesk_trajectory_store_episodes{count="queued",kind="train",trial="store-tests/t0"}'
     wait_until(lambda: gauge in store.http.get("/metrics").text, what="the gauges")
     metrics = store.http.get("/metrics").text
-    assert 'http_requests_total{method="POST",route="/v1/sessions/{session_id}/intents/{call_id}",status="204"}' in metrics
+    assert 'http_requests_total{method="POST",route="/v1/sessions/{session_id}/intents/{call_id}",status="200"}' in metrics

@@ -103,7 +103,7 @@ def test_sentinel_follows_a_failover(tmp_path: Path) -> None:
     config = folders[2] / "sentinel.conf"
     config.write_text(
         f"port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {first.port} 1\n"
-        "sentinel down-after-milliseconds main 800\nsentinel failover-timeout main 4000\n"
+        "sentinel down-after-milliseconds main 300\nsentinel failover-timeout main 2000\n"
     )
     sentinel = subprocess.Popen([redis_executable(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, cwd=folders[2])
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
+from mortal_redis import aof
 from store_helpers import (
     Front,
     RedisServer,
@@ -189,11 +190,6 @@ def test_what_redis_says_of_itself_is_judged() -> None:
         "aof_write",
         "eviction",
     }
-
-
-def aof(folder: Path) -> Path:
-    """The file that grows: Redis 7 splits the log."""
-    return max(folder.rglob("*.aof"), key=lambda path: (".incr." in path.name, path.stat().st_mtime))
 
 
 def test_a_redis_that_lost_its_last_writes_is_reported(redis_server: RedisServer, make_store: Callable[..., StoreClient]) -> None:

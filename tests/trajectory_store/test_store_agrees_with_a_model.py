@@ -392,7 +392,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert kinds[Kind(kind)].model_dump(include=set(expected)) == expected
 
     def teardown(self) -> None:
-        assert audit(self.run(self.store.ledger.snapshot())).problems == []
+        assert audit(self.run(self.store.audits.snapshot())).problems == []
 
 
 def test_the_store_agrees_with_the_model(redis_server: RedisServer) -> None:

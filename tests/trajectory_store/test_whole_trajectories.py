@@ -109,16 +109,6 @@ def test_recorded_calls_are_packed_once_their_trajectory_is_final(store: StoreCl
     assert store.call("GET", "/v1/stats")["body_bytes"] > 0
 
 
-def test_a_session_that_nobody_finishes_expires(make_store: Callable[..., StoreClient], redis_server: RedisServer) -> None:
-    store = make_store(session_ttl_s=1)
-    store.open("s1")
-    store.open("s2")
-    store.seal("s2")
-    store.put(make_trajectory(make_request("e1"), session_id="s2"))
-    wait_until(lambda: store.status("GET", "/v1/sessions/s1")[0] == 404, what="the end of the session")
-    assert store.view("s2")["sealed"]
-
-
 def noisy(n_bytes: int) -> str:
     return "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=n_bytes))
 

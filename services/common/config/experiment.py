@@ -39,6 +39,8 @@ class AgentConfig(Section):
 
     tool_call_parser: str = "qwen25"
     reasoning_parser: str = "qwen3"
+    chat_template: str = ""
+    """A Jinja file that is used instead of the chat templates that come with the model's tokenizer."""
     turn_discount: float = 1.0
 
 
@@ -77,6 +79,9 @@ class OptimizerConfig(Section):
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps_proportion: float = Field(default=0.001, ge=0, le=1)
     min_lr_ratio: float = 0.0
+    target_kl: float = Field(default=0.0, ge=0)
+    """Nats per token that the updates between rollout and training may move the policy by: above twice that the rate falls below the
+    schedule's, and comes back (services/trainer/trust.py). 0 = the rate follows the schedule alone."""
 
 
 class RejectionSamplingConfig(Section):

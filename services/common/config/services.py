@@ -85,6 +85,33 @@ class ProxyService(Endpoint):
     pause_deadline_s: float = 60.0
     """A pause that nobody ends is lifted by itself after this long."""
     max_inflight_calls: int = 4096
+    """Calls at one time; more are refused with 429."""
+    max_inflight_per_server: int = Field(default=512, ge=1)
+    """Calls at one policy server; the limit in force is lower where its own load figures ask for it."""
+    max_waiting_calls: int = Field(default=4096, ge=0)
+    """Calls that may wait for a place at a policy server; more are refused with 429."""
+    server_api: Literal["generate", "chat"] = "generate"
+    """Which of SGLang's routes generates: ``/generate``, or chat completions with ``input_ids`` and ``return_token_ids``, which cannot
+    stream: a client that streams then gets its tokens at once when the answer is complete."""
+    router_url: str | None = None
+    """An sglang-router: generation goes through it, while each of ``server_urls`` is watched and updated directly."""
+    pause_mode: Literal["abort", "wait", "retract", "in_place"] = "abort"
+    """What a weight update does to running calls: ends them and sends what they have back for the rest under the new weights (abort), lets
+    them finish for up to half the deadline and ends the others (wait), computes their keys and values anew (retract), or keeps those of the
+    old weights (in_place). The last two need a server that reports versions token by token."""
+    controls_servers: bool = True
+    """Whether this proxy updates, pauses and continues its servers. Of several proxies before the same servers at least one must; one that
+    does not takes each server for what it says it has."""
+    stall_s: float = Field(default=120.0, gt=0)
+    """A streamed answer that says nothing for this long is taken from its server and goes on at another one."""
+    areal_capacity: int | None = Field(default=None, ge=0)
+    """Sessions that ``POST /rl/start_session`` may begin before the first ``POST /grant_capacity``; each takes one, each grant adds one. 0
+    is AReaL's own rule; null: sessions begin without grants."""
+    areal_export_wait_s: float = Field(default=120.0, gt=0)
+    """How long ``POST /export_trajectories`` waits for the end of its session."""
+    untrue_logprobs: Literal["refuse", "allow"] = "refuse"
+    """Whether calls may ask for sampling whose captured logprobs are not the policy's own (top_p, top_k, penalties, constrained decoding).
+    ``allow`` is for sessions that nobody trains on."""
 
 
 class RestartConfig(Section):

@@ -44,8 +44,14 @@ class CallRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the request body, for the retry guard."""
     response: dict[str, Any] = {}
     """The OpenAI answer as sent, for replay to a client that asks again."""
+    sampling: dict[str, Any] = {}
+    """SGLang's ``sampling_params`` as they were sent first; empty for demonstrations."""
+    trace_id: str = ""
+    """W3C trace id (32 hex digits) of the request, "" where it had none."""
     started_at: float = 0.0
     ended_at: float = 0.0
+    server_s: float = 0.0
+    """Seconds of the time between that went to policy servers and to waiting for one."""
 
     def prompt_ids(self) -> Ids:
         """int32 [n_prompt]."""

@@ -195,7 +195,7 @@ class Trajectory(Wire):
     policy_versions: list[int] = []
     """Versions seen in call headers, ascending and without repeats."""
     turn_rewards: list[float] = []
-    """What each agent call earned, in call order (services/agent_runner/reward/credit.py); empty: the episode's reward stands for all of them."""
+    """What each agent call earned, in call order (services/agent_runner/reward/credit.py); empty: the episode's reward for each of them."""
     format_errors: list[int] = []
     """Agent calls (0 is the first) whose tool call could not be parsed."""
     user_faults: dict[str, int] = {}

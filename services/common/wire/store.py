@@ -108,6 +108,9 @@ class QueueState(Wire):
 class SealBody(Wire):
     """POST /v1/sessions/{session_id}/seal. After it, new intents and calls are refused with 409."""
 
+    exported: bool = False
+    """Its calls were handed to somebody else than the trainer: no trajectory will name it, and it takes no more rewards."""
+
 
 class SessionView(Wire):
     """GET /v1/sessions/{session_id}."""
@@ -118,6 +121,9 @@ class SessionView(Wire):
     open_intents: list[str]
     """Calls begun and never recorded: the session is incomplete and cannot be trained on."""
     created_at: float
+    n_rewards: int = 0
+    closed: str = ""
+    """Why it takes no more rewards: ``trajectory`` (one names it), ``retried``, ``superseded`` (its attempt lost), ``exported``."""
 
 
 class PutTrajectoryReply(Wire):

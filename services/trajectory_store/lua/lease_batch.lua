@@ -35,6 +35,7 @@ local function still_fresh(group)
     end
   end
   redis.call('HSET', K.group(group), 'deliver', left)
+  touch(K.group(group))
   if left == 0 then
     redis.call('ZREM', K.ready(kind), group)
     end_group(group)

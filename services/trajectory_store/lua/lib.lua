@@ -27,12 +27,25 @@ local function get(key, ...)
   return record
 end
 
+-- While an audit reads the records, it is told which of them change. Once a script, Redis is asked whether one does.
+local audited
+local function touch(key)
+  if audited == nil then
+    audited = redis.call('EXISTS', K.audit) == 1
+  end
+  if audited then
+    redis.call('SADD', K.touched, key)
+    redis.call('EXPIRE', K.touched, AUDIT_TTL_S)
+  end
+end
+
 local function move(machine, key, to)
   local from = redis.call('HGET', key, 'state') or ''
   if not (EDGES[machine][from] or {})[to] then
     error(string.format('illegal transition of %s %s: %s to %s', machine, key, from, to))
   end
   redis.call('HSET', key, 'state', to)
+  touch(key)
 end
 
 local function emit(event, fields)
@@ -51,6 +64,7 @@ end
 -- Says what became of a final episode. It is said once: what is consumed is not in any later batch.
 local function consume(id, kind, reason)
   local counts = K.counts(kind)
+  touch(K.episode(id))
   if reason == '' then
     redis.call('HSET', K.episode(id), 'consumed', 'trained')
     redis.call('HINCRBY', counts, 'trained', 1)
@@ -108,6 +122,7 @@ local function abandon(id, kind, group)
   move('episode', K.episode(id), 'final')
   redis.call('HINCRBY', K.counts(kind), 'final', 1)
   redis.call('HINCRBY', K.group(group), 'finals', 1)
+  touch(K.group(group))
   consume(id, kind, 'late')
   complete(id, kind, { group_id = group, status = 'failed' })
 end
@@ -150,6 +165,7 @@ local function finish(id, scored, drop, fields)
   fields.group_id = group
   complete(id, kind, fields)
   redis.call('HINCRBY', K.group(group), 'finals', 1)
+  touch(K.group(group))
   local open = redis.call('HGET', K.group(group), 'state') == 'open'
   if drop ~= '' or not open then
     consume(id, kind, drop ~= '' and drop or 'late')
@@ -227,6 +243,31 @@ local function sweep(retry)
     end
   end
   return queued, final
+end
+
+-- Sessions
+
+-- Says why a session takes no more rewards; the first reason stands. A session that is not there is not made. Returns whether it was said now.
+local function close_session(id, why)
+  local key = K.session(id)
+  return redis.call('HEXISTS', key, 'created') == 1 and redis.call('HSETNX', key, 'closed', why) == 1
+end
+
+-- Takes back the key that a client chose for a session, unless it names another one by now.
+local function forget_key(id)
+  local digest = redis.call('HGET', K.session(id), 'key')
+  if digest and redis.call('GET', K.session_key(digest)) == id then
+    redis.call('DEL', K.session_key(digest))
+  end
+end
+
+-- A trajectory names the session: from now on it stays for as long as the trajectory does.
+local function claim_session(id)
+  if redis.call('HEXISTS', K.session(id), 'created') == 1 then
+    redis.call('HSET', K.session(id), 'closed', 'trajectory')
+  end
+  redis.call('ZREM', K.unclaimed, id)
+  forget_key(id)
 end
 
 -- Batches

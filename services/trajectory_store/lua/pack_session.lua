@@ -1,7 +1,10 @@
 -- ARGV: session id, entry of the list, episode id, number of calls that were packed ('' to only take the entry off the list), token tree,
--- bytes, spilled file or ''.
+-- bytes, spilled file or '', prefix that the tree needs or ''. Returns -1 where Redis does not have that prefix.
 -- Replaces the call records of a sealed session by its packed tree. The names of the calls stay, so that a repeated record is still known.
 local key = K.session(ARGV[1])
+if ARGV[8] ~= '' and redis.call('HEXISTS', K.prefixes, ARGV[8]) == 0 then
+  return -1
+end
 if ARGV[4] ~= '' and redis.call('HEXISTS', key, 'sealed') == 1 and redis.call('HEXISTS', key, 'tree') == 0 then
   local calls = {}
   for _, name in ipairs(redis.call('HKEYS', key)) do

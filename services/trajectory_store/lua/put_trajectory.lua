@@ -1,8 +1,13 @@
 -- ARGV: 1 episode id, 2 attempt, 3 lease id or '', 4 kind, 5 group id, 6 retryable (0/1), 7 who, 8 why, 9 head, 10 messages,
 -- 11 max_attempts, 12 retry delay, 13 longest delay, 14 scored (0/1), 15 oldest policy version or '', 16 session id or '',
--- 17 token tree or '', 18 calls in it, 19 bytes of messages and tree, 20 spilled files as JSON or '', 21 reason of a drop or ''.
--- Returns {outcome}, or {'mismatch', kind, group} where the episode was enqueued as another kind or in another group.
+-- 17 token tree or '', 18 calls in it, 19 bytes of messages and tree, 20 spilled files as JSON or '', 21 reason of a drop or '',
+-- 22 prefix that the token tree needs or ''.
+-- Returns {outcome}, {'mismatch', kind, group} where the episode was enqueued as another kind or in another group, or {'prefix'} where
+-- Redis does not have that prefix.
 local id, attempt, lease, kind, group, retryable = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1'
+if ARGV[22] ~= '' and redis.call('HEXISTS', K.prefixes, ARGV[22]) == 0 then
+  return { 'prefix' }
+end
 local key = K.episode(id)
 local episode = get(key, 'state', 'kind', 'group', 'attempt', 'lease', 'final_attempt', 'adhoc')
 local fields = { status = ARGV[14] == '1' and 'scored' or 'failed', who = ARGV[7] ~= '' and ARGV[7] or nil, attempt = tonumber(attempt) }
@@ -31,7 +36,7 @@ local function keep_tokens()
   else
     redis.call('RPUSH', K.unpacked, session .. '\n' .. id)
   end
-  redis.call('PERSIST', K.session(session))
+  claim_session(session)
 end
 
 if not episode.state then
@@ -61,18 +66,23 @@ if episode.state == 'final' then
       note_example('superseded', id .. '#' .. attempt)
     end
   end
+  if not same then
+    close_session(ARGV[16], 'superseded')
+  end
   return { same and 'duplicate' or 'superseded' }
 end
 
 if retryable then
   local holds = episode.state == 'leased' and (lease == episode.lease or (lease == '' and attempt == episode.attempt))
   if not holds then
+    close_session(ARGV[16], 'retried')
     return { 'retry' } -- it was counted when the attempt lost its lease
   end
   keep_body()
   if not fail_attempt(id, ARGV[7], ARGV[8], retry_from(11)) then
     redis.call('HDEL', key, 'head', 'final_attempt', 'bytes')
     redis.call('DEL', K.messages(id))
+    close_session(ARGV[16], 'retried')
     return { 'retry' }
   end
   keep_tokens()

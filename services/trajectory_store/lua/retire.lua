@@ -13,7 +13,9 @@ end
 local function retire_episode(id)
   local episode = get(K.episode(id), 'kind', 'consumed', 'reason', 'session', 'bytes', 'spilled', 'adhoc')
   redis.call('DEL', K.episode(id), K.messages(id))
+  touch(K.episode(id))
   if episode.session then
+    forget_key(episode.session)
     redis.call('DEL', K.session(episode.session))
   end
   redis.call('ZREM', K.completed, id)
@@ -47,6 +49,7 @@ while retired < tonumber(ARGV[4]) do
     end
     local kind = redis.call('HGET', K.group(id), 'kind')
     redis.call('DEL', K.members(id), K.group(id))
+    touch(K.group(id))
     redis.call('SREM', K.groups(kind), id)
   end
 end

@@ -8,5 +8,6 @@ elseif known[2] then
   return 'sealed'
 end
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
+redis.call('HINCRBY', KEYS[1], 'recorded', 1)
 redis.call('HDEL', KEYS[1], ARGV[1])
 return 'ok'

@@ -1,6 +1,7 @@
--- KEYS: the session. Returns {created, sealed, field names, calls of a packed tree}, {} where it is unknown. The records themselves stay here.
+-- KEYS: the session. Returns {created, sealed, field names, calls of a packed tree, closed}, {} where it is unknown. The records stay here.
 local key = KEYS[1]
-if redis.call('EXISTS', key) == 0 then
+local fields = redis.call('HMGET', key, 'created', 'sealed', 'n_calls', 'closed')
+if not fields[1] then
   return {}
 end
-return { redis.call('HGET', key, 'created'), redis.call('HGET', key, 'sealed'), redis.call('HKEYS', key), redis.call('HGET', key, 'n_calls') }
+return { fields[1], fields[2], redis.call('HKEYS', key), fields[3], fields[4] }

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from services.common.errors import BadRequest, Conflict, NotFound
 from services.common.ids import new_id
 from services.common.wire.store import AckBatchBody, Batch, Group, LeaseBatchBody
-from services.trajectory_store.redis_store.database import Argument, Database
+from services.trajectory_store.redis_store.database import Database
+from services.trajectory_store.redis_store.link import Argument
 from services.trajectory_store.redis_store.sessions import Sessions
 from services.trajectory_store.redis_store.trajectories import Trajectories
 from services.trajectory_store.rules import Rules
@@ -73,10 +74,8 @@ class Batches:
             yield await self._group(group_id, episode_ids)
 
     async def _group(self, group_id: str, episode_ids: Sequence[str]) -> Group:
-        found = [body for body in await self._trajectories.many(episode_ids) if isinstance(body, dict)]
-        session_ids: list[str] = [body["session_id"] for body in found if body["session_id"]]
-        sessions = dict(zip(session_ids, await self._sessions.fields(session_ids), strict=True))
-        return Group(group_id=group_id, episodes=[episode_of(body, sessions.get(body["session_id"] or "", {})) for body in found])
+        found = await self._trajectories.with_sessions(episode_ids)
+        return Group(group_id=group_id, episodes=[episode_of(body, await self._sessions.loaded(session)) for body, session in found])
 
     async def ack(self, batch_id: str, body: AckBatchBody) -> bool:
         """Marks every episode of a batch trained or dropped; True where the filter alarm stands now.

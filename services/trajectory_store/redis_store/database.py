@@ -4,15 +4,19 @@ Every failure of Redis is a 503 that says what happened; the client reconnects b
 restart of the store. A script may run twice where an answer was lost, so every script gives the same result when repeated.
 """
 
+import hashlib
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from redis.exceptions import (
     ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
@@ -26,44 +30,26 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from services.common.errors import Unavailable
 from services.trajectory_store.accounts import EXAMPLES_PER_REASON
 from services.trajectory_store.durability import EVERYSEC_NOTE, refusal, risks
-from services.trajectory_store.keys import ENDED_BATCH_TTL_S, TRIALS, Keys, lua_keys
+from services.trajectory_store.keys import AUDIT_TTL_S, ENDED_BATCH_TTL_S, METRICS_KEPT, PREFIXES_KEPT, TRIALS, Keys, lua_keys
 from services.trajectory_store.redis_store.connection import Client, close, connect, without_secrets
+from services.trajectory_store.redis_store.link import Argument, Command, Link, open_link
 from services.trajectory_store.states import lua_edges
 
 log = logging.getLogger(__name__)
 
-Argument = str | bytes | int | float
-
 EVENTS_KEPT = 10_000
 TRANSIENT = ("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 """Error codes of Redis that say "not now" rather than "never"."""
-TYPED: Mapping[type[ResponseError], str] = {OutOfMemoryError: "OOM", ReadOnlyError: "READONLY", TryAgainError: "TRYAGAIN"}
-"""For plain commands redis-py turns some codes into types and takes them off the text; errors inside scripts keep their text."""
-SCRIPTS = (
-    "enqueue",
-    "lease_rollouts",
-    "sweep",
-    "heartbeat",
-    "release",
-    "cancel",
-    "pause",
-    "put_trajectory",
-    "pack_session",
-    "retire",
-    "lease_batch",
-    "batch_members",
-    "ack_batch",
-    "nack_batch",
-    "extend_batch",
-    "clear_alarm",
-    "publish_version",
-    "append_metrics",
-    "stats",
-    "snapshot",
-)
-"""KEYS[1] is the prefix of the trial."""
-SESSION_SCRIPTS = ("session_open", "session_begin", "session_record", "session_seal", "session_view")
-"""KEYS[1] is the session: two of them run for every call of the policy, so they come without the library."""
+TYPED: Mapping[type[ResponseError], str] = {
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    TryAgainError: "TRYAGAIN",
+    NoPermissionError: "NOPERM",
+}
+"""redis-py turns some codes into types and takes them off the text; inside scripts only a Redis from 7 on answers with the bare code."""
+SESSION_SCRIPTS = ("session_begin", "session_record", "session_reward", "session_fields", "session_seal", "session_view")
+"""Their KEYS[1] is the session: two of them run for every call of the policy, so they come without the library.
+KEYS[1] of all others is the prefix of the trial."""
 
 
 @cache
@@ -77,8 +63,30 @@ def script_text(name: str) -> str:
 
 
 def _lua_constants() -> str:
-    constants = {"EVENTS_KEPT": EVENTS_KEPT, "EXAMPLES": EXAMPLES_PER_REASON, "ENDED_BATCH_TTL_S": ENDED_BATCH_TTL_S}
+    constants = {
+        "EVENTS_KEPT": EVENTS_KEPT,
+        "EXAMPLES": EXAMPLES_PER_REASON,
+        "ENDED_BATCH_TTL_S": ENDED_BATCH_TTL_S,
+        "METRICS_KEPT": METRICS_KEPT,
+        "PREFIXES_KEPT": PREFIXES_KEPT,
+        "AUDIT_TTL_S": AUDIT_TTL_S,
+    }
     return "\n".join(f"local {name} = {value}" for name, value in constants.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script as Redis knows it."""
+
+    text: str
+    sha: str
+
+
+@cache
+def script(name: str) -> Script:
+    """One script, by the name of its file."""
+    text = script_text(name)
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 @contextmanager
@@ -108,13 +116,14 @@ class Server:
 
     def __init__(self, url: str) -> None:
         self.client: Client = connect(url)
+        self.link: Link = open_link(self.client)
         self._address = without_secrets(url)
-        self.scripts: dict[str, Any] = {name: self.client.register_script(script_text(name)) for name in (*SCRIPTS, *SESSION_SCRIPTS)}
         self.risks: dict[str, str] = {}
         """How this Redis could lose acknowledged data, as of the last look."""
 
     async def close(self) -> None:
         """Closes all connections."""
+        await self.link.close()
         await close(self.client)
 
     async def health(self) -> str:
@@ -150,13 +159,31 @@ class Server:
 
     async def trials(self) -> list[str]:
         """``experiment/trial`` of all trials that were ever written to. Raises `Unavailable`."""
-        with failures_as_unavailable():
-            return sorted(_text(name) for name in await self.client.smembers(TRIALS))
+        [names] = await self.ask(TRIALS, [("SMEMBERS", TRIALS)])
+        return sorted(_text(name) for name in names)
 
     async def register(self, trial: str) -> None:
         """Notes that a trial exists. Raises `Unavailable`."""
+        await self.ask(TRIALS, [("SADD", TRIALS, trial)])
+
+    async def ask(self, at: str, commands: Sequence[Command]) -> list[Any]:
+        """The plain answers of some commands, in order; ``at`` is a key of the node that is meant. Raises `Unavailable`."""
         with failures_as_unavailable():
-            await self.client.sadd(TRIALS, trial)
+            answers = await self.link.send(at, commands)
+            for answer in answers:
+                if isinstance(answer, ResponseError):
+                    raise answer
+            return answers
+
+    async def evaluate(self, wanted: Script, key: str, arguments: Sequence[Argument]) -> Any:
+        """The answer of a script, which Redis is told where it does not have it. Raises `Unavailable`."""
+        with failures_as_unavailable():
+            [answer] = await self.link.send(key, [("EVALSHA", wanted.sha, 1, key, *arguments)])
+            if isinstance(answer, NoScriptError):
+                [answer] = await self.link.send(key, [("EVAL", wanted.text, 1, key, *arguments)])
+            if isinstance(answer, ResponseError):
+                raise answer
+            return answer
 
 
 class Database:
@@ -166,29 +193,27 @@ class Database:
         self.server = server
         self.keys = keys
 
-    async def run(self, script: str, *arguments: Argument) -> Any:
+    async def run(self, name: str, *arguments: Argument) -> Any:
         """Runs a script on the trial. Raises `Unavailable`."""
-        with failures_as_unavailable():
-            return await self.server.scripts[script]([self.keys.prefix], arguments)
+        return await self.server.evaluate(script(name), self.keys.prefix, arguments)
 
-    async def run_on_session(self, script: str, session_id: str, *arguments: Argument) -> Any:
+    async def run_on_session(self, name: str, session_id: str, *arguments: Argument) -> Any:
         """Runs a session script on one session. Raises `Unavailable`."""
-        with failures_as_unavailable():
-            return await self.server.scripts[script]([self.keys.session(session_id)], arguments)
+        return await self.server.evaluate(script(name), self.keys.session(session_id), arguments)
 
-    def pipeline(self) -> Any:
-        """Reads to send together, for `execute`. What must be seen at one moment is a script: a full Redis refuses MULTI."""
-        return self.server.client.pipeline(transaction=False)
-
-    async def execute(self, pipeline: Any) -> list[Any]:
-        """The answers of a pipeline, in order. Raises `Unavailable`."""
-        with failures_as_unavailable():
-            return await pipeline.execute()
+    async def many(self, commands: Sequence[Command]) -> list[Any]:
+        """The plain answers of some commands that need not be seen at one moment, in order. Raises `Unavailable`."""
+        return await self.server.ask(self.keys.prefix, commands)
 
     async def command(self, *parts: Argument) -> Any:
-        """One plain Redis command. Raises `Unavailable`."""
-        with failures_as_unavailable():
-            return await self.server.client.execute_command(*parts)
+        """The plain answer of one command: a hash is a flat list. Raises `Unavailable`."""
+        [answer] = await self.many([parts])
+        return answer
+
+
+def pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """A hash from its flat list."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Owns reading the event stream of a trial. The scripts write it, at the edges they make."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import orjson
 
@@ -29,7 +29,7 @@ class Events:
     async def after(self, event_id: str) -> list[Event]:
         """What follows an event, oldest first, at most 500."""
         rows = await self._database.command("XRANGE", self._database.keys.events, f"({event_id}", "+", "COUNT", READ_AT_ONCE)
-        return [_event(row[0], row[1]) for row in rows]
+        return [_event(event_id, values[1]) for event_id, values in rows]
 
     async def ends(self) -> tuple[str, str]:
         """(id of the oldest event that is kept, of the newest); "0-0" where there is none."""
@@ -39,8 +39,6 @@ class Events:
         return (oldest[0][0].decode(), newest[0][0].decode()) if oldest else ("0-0", "0-0")
 
 
-def _event(event_id: bytes, values: Any) -> Event:
-    # redis-py gives the entry as a mapping or as a flat list, depending on how the command was sent.
-    body = cast("dict[bytes, bytes]", values)[b"d"] if isinstance(values, dict) else cast("list[bytes]", values)[1]
+def _event(event_id: bytes, body: bytes) -> Event:
     fields: dict[str, Any] = orjson.loads(body)
     return Event(event_id.decode(), fields.pop("event"), fields)

@@ -40,13 +40,13 @@ class Experiment:
         """Appends a line; ``at`` becomes now where it is 0."""
         if not record.at:
             now, micros = await self._database.command("TIME")
-            record = record.model_copy(update={"at": now + micros / 1e6})
+            record = record.model_copy(update={"at": int(now) + int(micros) / 1e6})
         await self._database.run("append_metrics", orjson.dumps(record.model_dump(mode="json")))
 
     async def metrics(self, after: int, limit: int) -> tuple[list[Any], int]:
-        """Up to ``limit`` lines after the first ``after`` ones, and the cursor behind them."""
-        lines: list[bytes] = await self._database.command("LRANGE", self._database.keys.metrics, after, after + limit - 1)
-        return [orjson.loads(line) for line in lines], after + len(lines)
+        """Up to ``limit`` lines after the first ``after`` ones that were ever written, and the cursor behind them."""
+        first, lines = await self._database.run("list_metrics", after, limit)
+        return [orjson.loads(line) for line in lines], first + len(lines)
 
     async def put_document(self, name: str, document: dict[str, Any]) -> None:
         """Replaces a document."""

@@ -1,4 +1,4 @@
-"""Owns reading the accounts from Redis: counts per kind, group numbers, the drop ledger, and the snapshot for the audit."""
+"""Owns reading the accounts from Redis: counts per kind, group numbers, the the drop ledger."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,8 @@ from typing import Any
 
 from services.common.wire.rollouts import Kind
 from services.common.wire.store import Stats
-from services.trajectory_store.accounts import EpisodeFacts, GroupFacts, KindSnapshot, Snapshot, Tally, counts_of, total_of
-from services.trajectory_store.redis_store.database import Database
-from services.trajectory_store.states import EpisodeState
+from services.trajectory_store.accounts import Tally, counts_of, total_of
+from services.trajectory_store.redis_store.database import Database, pairs
 
 SUPERSEDED = "superseded"
 
@@ -44,82 +43,46 @@ class Ledger:
 
     async def groups(self, kinds: Sequence[Kind]) -> dict[str, int]:
         """How many groups are ready and how many still miss members."""
-        pipeline = self._database.pipeline()
-        for kind in kinds:
-            pipeline.zcard(self._database.keys.ready(kind))
-            pipeline.scard(self._database.keys.open_groups(kind))
-        answers = await self._database.execute(pipeline)
-        return {"ready": sum(answers[::2]), "open": sum(answers[1::2])}
+        keys = self._database.keys
+        counts = [("ZCARD", keys.ready(kind)) for kind in kinds] + [("SCARD", keys.open_groups(kind)) for kind in kinds]
+        answers = await self._database.many(counts)
+        return {"ready": sum(answers[: len(kinds)]), "open": sum(answers[len(kinds) :])}
 
     async def drops(self, limit: int) -> dict[str, Any]:
         """Counts per reason over all kinds, with up to ``limit`` of the first episodes dropped for each.
 
-        ``attempts`` are no drops, because another attempt of the episode counts: superseded ones, named ``id#attempt``.
+        ``attempts`` are no drops, because another attempt of the episode counts: superseded ones, named ``id#attempt``. ``sessions`` are
+        those that were forgotten without a trajectory, by reason.
         """
-        pipeline = self._database.pipeline()
-        for kind in Kind:
-            pipeline.hgetall(self._database.keys.drops(kind))
+        keys = self._database.keys
         counts: Counter[str] = Counter()
-        for answer in await self._database.execute(pipeline):
-            counts.update(_numbers(answer))
-        pipeline = self._database.pipeline()
-        for reason in (*counts, SUPERSEDED):
-            pipeline.lrange(self._database.keys.drop_examples(reason), 0, limit - 1)
-        for kind in Kind:
-            pipeline.hget(self._database.keys.counts(kind), SUPERSEDED)
-        answers = await self._database.execute(pipeline)
+        for answer in await self._database.many([("HGETALL", keys.drops(kind)) for kind in Kind]):
+            counts.update(_numbers(pairs(answer)))
+        wanted = [("LRANGE", keys.drop_examples(reason), 0, limit - 1) for reason in (*counts, SUPERSEDED)]
+        answers = await self._database.many([*wanted, *(("HGET", keys.counts(kind), SUPERSEDED) for kind in Kind)])
         *examples, superseded = answers[: len(counts) + 1]
         n_superseded = sum(int(count or 0) for count in answers[len(counts) + 1 :])
         return {
             "counts": dict(counts),
             "examples": {reason: _names(ids) for reason, ids in zip(counts, examples, strict=True)},
             "attempts": {SUPERSEDED: {"count": n_superseded, "examples": _names(superseded)}},
+            "sessions": await self._swept(limit),
         }
 
-    async def snapshot(self) -> Snapshot:
-        """Every record at one moment. Redis does nothing else meanwhile: about 1 s for 100,000 episodes."""
-        *kinds, completed, adhoc = await self._database.run("snapshot")
-        return Snapshot(
-            kinds=[_kind_snapshot(row) for row in kinds],
-            completed=_names(completed),
-            adhoc=frozenset(_names(adhoc)),
-        )
+    async def _swept(self, limit: int) -> dict[str, Any]:
+        keys = self._database.keys
+        counts = _numbers(pairs(await self._database.command("HGETALL", keys.swept)))
+        examples = await self._database.many([("LRANGE", keys.drop_examples(f"session_{reason}"), 0, limit - 1) for reason in counts])
+        return {"counts": counts, "examples": {reason: _names(ids) for reason, ids in zip(counts, examples, strict=True)}}
 
 
 def _tally(answers: Sequence[Any]) -> Tally:
     enqueued, queued, running, ready, counters, drops = answers
-    return Tally(enqueued, queued, running, ready, _numbers(_pairs(counters)), _numbers(_pairs(drops)))
-
-
-def _kind_snapshot(row: Sequence[Any]) -> KindSnapshot:
-    kind, episodes, queued, delayed, leased, ready, groups, counters, drops, retired = row
-    return KindSnapshot(
-        kind=kind.decode(),
-        episodes=[EpisodeFacts(*_names(record)) for record in episodes],
-        members={
-            EpisodeState.QUEUED: _names(queued),
-            EpisodeState.DELAYED: _names(delayed),
-            EpisodeState.LEASED: _names(leased),
-        },
-        ready=_names(ready),
-        groups=[_group_facts(record) for record in groups],
-        counters=_numbers(_pairs(counters)),
-        drops=_numbers(_pairs(drops)),
-        retired=_numbers(_pairs(retired)),
-    )
-
-
-def _group_facts(record: Sequence[bytes | None]) -> GroupFacts:
-    group_id, state, size, finals, deliver = _names(record)
-    return GroupFacts(group_id, state, int(size or 0), int(finals or 0), int(deliver or 0))
-
-
-def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    return Tally(enqueued, queued, running, ready, _numbers(pairs(counters)), _numbers(pairs(drops)))
 
 
 def _texts(flat: Sequence[bytes]) -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in _pairs(flat).items()}
+    return {name.decode(): value.decode() for name, value in pairs(flat).items()}
 
 
 def _names(values: Sequence[bytes | None]) -> list[str]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from services.common.errors import Busy, Conflict
 from services.common.wire.rollouts import Kind, RolloutRequest
 from services.common.wire.store import CancelReply, EnqueueReply, RolloutLease
-from services.trajectory_store.redis_store.database import Argument, Database
+from services.trajectory_store.redis_store.database import Database
+from services.trajectory_store.redis_store.link import Argument, Command
 from services.trajectory_store.rules import Rules
 
 
@@ -90,12 +91,11 @@ class RolloutQueue:
 
     async def demand(self) -> tuple[int, int]:
         """(episodes that could be leased now, episodes that run), over all kinds that are not paused."""
-        pipeline = self._database.pipeline()
+        keys = self._database.keys
+        commands: list[Command] = []
         for kind in Kind:
-            pipeline.zcard(self._database.keys.queue(kind))
-            pipeline.zcard(self._database.keys.leases(kind))
-            pipeline.hexists(self._database.keys.paused, kind)
-        answers = await self._database.execute(pipeline)
+            commands += [("ZCARD", keys.queue(kind)), ("ZCARD", keys.leases(kind)), ("HEXISTS", keys.paused, kind)]
+        answers = await self._database.many(commands)
         queued = sum(0 if paused else count for count, paused in zip(answers[::3], answers[2::3], strict=True))
         return queued, sum(answers[1::3])
 

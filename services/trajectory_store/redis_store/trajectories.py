@@ -11,10 +11,12 @@ from services.common.errors import BadRequest, NotFound
 from services.common.wire.rollouts import Trajectory
 from services.trajectory_store.outcomes import drop_reason, failed_head, is_retryable, joined, oldest_version, split
 from services.trajectory_store.queries import Filters
-from services.trajectory_store.redis_store.database import Argument, Database
+from services.trajectory_store.redis_store.database import Database, pairs
+from services.trajectory_store.redis_store.link import Argument
+from services.trajectory_store.redis_store.prefixes import Packed, Prefixes
 from services.trajectory_store.rules import Rules
 from services.trajectory_store.spill import Bodies, references_in
-from services.trajectory_store.tree_codec import expand, pack_tree
+from services.trajectory_store.tree_codec import expand
 
 Outcome = Literal["stored", "duplicate", "superseded", "retry"]
 
@@ -38,9 +40,10 @@ class Page:
 class Trajectories:
     """Final episodes."""
 
-    def __init__(self, database: Database, bodies: Bodies, rules: Rules) -> None:
+    def __init__(self, database: Database, bodies: Bodies, prefixes: Prefixes, rules: Rules) -> None:
         self._database = database
         self._bodies = bodies
+        self._prefixes = prefixes
         self._rules = rules
 
     async def put(self, trajectory: Trajectory, lease_id: str, calls: Sequence[bytes] | None = None) -> Outcome:
@@ -48,7 +51,12 @@ class Trajectories:
 
         Raises `BadRequest` where it is another episode's data.
         """
-        reply = await self._database.run("put_trajectory", *await self._arguments(trajectory, lease_id, calls))
+        tree = await self._prefixes.pack(calls) if calls is not None else Packed(b"", "")
+        arguments = await self._arguments(trajectory, lease_id, tree, len(calls or ()))
+        reply = await self._database.run("put_trajectory", *arguments)
+        if reply[0] == b"prefix":
+            await self._prefixes.restore(tree.digest)
+            reply = await self._database.run("put_trajectory", *arguments)
         if reply[0] == b"mismatch":
             kind, group = reply[1].decode(), reply[2].decode()
             raise BadRequest(
@@ -58,11 +66,10 @@ class Trajectories:
             )
         return cast("Outcome", reply[0].decode())
 
-    async def _arguments(self, trajectory: Trajectory, lease_id: str, calls: Sequence[bytes] | None) -> list[Argument]:
+    async def _arguments(self, trajectory: Trajectory, lease_id: str, tree: Packed, n_calls: int) -> list[Argument]:
         head, messages = split(trajectory)
-        tree = pack_tree(calls) if calls is not None else b""
         name = f"{trajectory.episode_id}.{trajectory.attempt}"
-        held_messages, held_tree = await self._bodies.keep(f"{name}.messages", messages), await self._bodies.keep(f"{name}.tree", tree)
+        held_messages, held_tree = await self._bodies.keep(f"{name}.messages", messages), await self._bodies.keep(f"{name}.tree", tree.blob)
         spilled = references_in(held_messages, held_tree)
         failure = trajectory.failure
         version = oldest_version(trajectory)
@@ -82,10 +89,11 @@ class Trajectories:
             "" if version is None else version,
             trajectory.session_id or "",
             held_tree,
-            len(calls or ()),
-            len(messages) + len(tree),
+            n_calls,
+            len(messages) + len(tree.blob),
             orjson.dumps(spilled) if spilled else "",
             drop_reason(trajectory),
+            tree.digest,
         ]
 
     async def get(self, episode_id: str) -> dict[str, Any]:
@@ -100,6 +108,16 @@ class Trajectories:
         """The trajectories with messages, or the state ("" for unknown) of those that are not final."""
         heads, bodies = await self._heads(episode_ids), await self._messages(episode_ids)
         return [joined(head, body) if isinstance(head, dict) else head for head, body in zip(heads, bodies, strict=True)]
+
+    async def with_sessions(self, episode_ids: Sequence[str]) -> list[tuple[dict[str, Any], Sequence[bytes]]]:
+        """The trajectories of final episodes with messages, each with its session as a flat hash; others are left out."""
+        rows = await self._database.run("batch_content", len(RECORD_FIELDS), *RECORD_FIELDS, *episode_ids)
+        found: list[tuple[dict[str, Any], Sequence[bytes]]] = []
+        for record, held, session in rows:
+            head = _head(record)
+            if isinstance(head, dict):
+                found.append((joined(head, await self._load(held)), session))
+        return found
 
     async def page(self, after: int, limit: int, filters: Filters) -> Page:
         """Up to ``limit`` heads after the cursor in completion order, and the cursor behind the last episode looked at."""
@@ -133,22 +151,17 @@ class Trajectories:
         return [(int(number), head) for (_, number), head in zip(rows, heads, strict=True)]
 
     async def _completed(self, after: int) -> list[tuple[bytes, float]]:
-        pipeline = self._database.pipeline()
-        pipeline.zrangebyscore(self._database.keys.completed, f"({after}", "+inf", start=0, num=SCAN, withscores=True)
-        [rows] = await self._database.execute(pipeline)
-        return rows
+        key = self._database.keys.completed
+        flat = await self._database.command("ZRANGEBYSCORE", key, f"({after}", "+inf", "WITHSCORES", "LIMIT", 0, SCAN)
+        return [(name, float(number)) for name, number in pairs(flat).items()]
 
     async def _heads(self, episode_ids: Sequence[str]) -> list[dict[str, Any] | str]:
-        pipeline = self._database.pipeline()
-        for episode_id in episode_ids:
-            pipeline.hmget(self._database.keys.episode(episode_id), RECORD_FIELDS)
-        return [_head(record) for record in await self._database.execute(pipeline)]
+        keys = self._database.keys
+        records = await self._database.many([("HMGET", keys.episode(episode_id), *RECORD_FIELDS) for episode_id in episode_ids])
+        return [_head(record) for record in records]
 
     async def _messages(self, episode_ids: Sequence[str]) -> list[bytes | None]:
-        pipeline = self._database.pipeline()
-        for episode_id in episode_ids:
-            pipeline.get(self._database.keys.messages(episode_id))
-        held: list[bytes | None] = await self._database.execute(pipeline)
+        held = await self._database.many([("GET", self._database.keys.messages(episode_id)) for episode_id in episode_ids])
         return list(await asyncio.gather(*(self._load(body) for body in held)))
 
     async def _load(self, held: bytes | None) -> bytes | None:

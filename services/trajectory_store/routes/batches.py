@@ -16,18 +16,22 @@ from services.common.wire.rollouts import Kind
 from services.common.wire.store import AckBatchBody, Batch, ExtendBody, Group, LeaseBatchBody
 from services.trajectory_store.redis_store.batches import Leased
 from services.trajectory_store.routes.deps import PathId, StoreDep, gone, guarded_router, msgpack
+from services.trajectory_store.routes.lean import add_lean_route
 from services.trajectory_store.store import Store
 from services.trajectory_store.token_join import batch_head, encode_batch, encode_group
 
 log = logging.getLogger(__name__)
 
+ONE_PIECE = 4 * 2**20
+"""Bytes of a batch from which on it is streamed, so that it is never in memory as a whole."""
+
 
 def router() -> APIRouter:
     """``/v1/batches`` and ``/v1/groups``."""
     routes = guarded_router("batches")
-    routes.add_api_route("/batches/lease", lease, methods=["POST"])
+    add_lean_route(routes, "/batches/lease", lease, "POST")
     routes.add_api_route("/batches/{batch_id}/shard", shard, methods=["GET"])
-    routes.add_api_route("/batches/{batch_id}/ack", ack, methods=["POST"], status_code=204)
+    add_lean_route(routes, "/batches/{batch_id}/ack", ack, "POST", 204)
     routes.add_api_route("/batches/{batch_id}/nack", nack, methods=["POST"], status_code=204)
     routes.add_api_route("/batches/{batch_id}/extend", extend, methods=["POST"], status_code=204)
     routes.add_api_route("/groups", groups, methods=["GET"])
@@ -48,7 +52,7 @@ async def lease(body: LeaseBatchBody, request: Request, store: StoreDep) -> Resp
     if not body.content:
         groups = [Group(group_id=group_id, episodes=[]) for group_id, *_ in leased.rows]
         return msgpack(encode_batch(msgspec.structs.replace(leased.batch, groups=groups)))
-    return _streamed(store, leased)
+    return await _content(store, leased)
 
 
 async def shard(
@@ -60,16 +64,25 @@ async def shard(
     """What one of ``world`` data-parallel ranks trains on of a leased batch. Shards are disjoint, complete, the same when asked again."""
     if rank >= world:
         raise BadRequest(f"rank: {rank} is not one of the {world} ranks", param="rank")
-    return _streamed(store, await store.batches.shard(batch_id, rank, world))
+    return await _content(store, await store.batches.shard(batch_id, rank, world))
 
 
-def _streamed(store: Store, leased: Leased) -> Response:
-    async def parts() -> AsyncIterator[bytes]:
-        yield batch_head(leased.batch, len(leased.rows))
-        async for group in store.batches.groups(leased):
-            yield encode_group(group)
+async def _content(store: Store, leased: Leased) -> Response:
+    """The batch in one piece where it is small, else streamed."""
+    parts, size = [batch_head(leased.batch, len(leased.rows))], 0
+    groups = store.batches.groups(leased)
+    async for group in groups:
+        parts.append(encode_group(group))
+        size += len(parts[-1])
+        if size > ONE_PIECE:
+            return StreamingResponse(_rest(b"".join(parts), groups), media_type=MSGPACK)
+    return msgpack(b"".join(parts))
 
-    return StreamingResponse(parts(), media_type=MSGPACK)
+
+async def _rest(begun: bytes, groups: AsyncIterator[Group]) -> AsyncIterator[bytes]:
+    yield begun
+    async for group in groups:
+        yield encode_group(group)
 
 
 async def ack(batch_id: PathId, body: AckBatchBody, store: StoreDep) -> Response:

@@ -9,7 +9,7 @@ import orjson
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import StreamingResponse
 
-from services.common.errors import BadRequest, Busy
+from services.common.errors import BadRequest, Busy, Unavailable
 from services.trajectory_store.redis_store.events import Event, Events
 from services.trajectory_store.routes.deps import StoreDep, guarded_router
 
@@ -65,7 +65,7 @@ async def _stream(events: Events, start: str, gap: bool) -> AsyncIterator[bytes]
         yield b'event: gap\ndata: {"detail": "older events are no longer kept"}\n\n'
     said = time.monotonic()
     while True:
-        found = await events.after(start)
+        found = await _heard(events, start)
         for event in found:
             start = event.event_id
             yield _frame(event)
@@ -77,6 +77,14 @@ async def _stream(events: Events, start: str, gap: bool) -> AsyncIterator[bytes]
             yield b": still here\n\n"
         if not found:
             await asyncio.sleep(LOOK_S)
+
+
+async def _heard(events: Events, start: str) -> list[Event]:
+    """What follows an event. While Redis is away nothing does, and the stream stays open."""
+    try:
+        return await events.after(start)
+    except Unavailable:
+        return []
 
 
 def _frame(event: Event) -> bytes:

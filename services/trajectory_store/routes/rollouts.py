@@ -18,6 +18,7 @@ from services.common.wire.store import (
 )
 from services.trajectory_store.fairness import Demand, shares
 from services.trajectory_store.routes.deps import StoreDep, gone, guarded_router, tenants_of
+from services.trajectory_store.routes.lean import add_lean_route
 from services.trajectory_store.store import Store
 from services.trajectory_store.tenants import Tenants
 
@@ -28,9 +29,9 @@ MAX_REQUESTS = 10_000
 def router() -> APIRouter:
     """``/v1/rollouts``."""
     routes = guarded_router("rollouts")
-    routes.add_api_route("/rollouts", enqueue, methods=["POST"])
-    routes.add_api_route("/rollouts/lease", lease, methods=["POST"])
-    routes.add_api_route("/rollouts/heartbeat", heartbeat, methods=["POST"])
+    add_lean_route(routes, "/rollouts", enqueue, "POST")
+    add_lean_route(routes, "/rollouts/lease", lease, "POST")
+    add_lean_route(routes, "/rollouts/heartbeat", heartbeat, "POST")
     routes.add_api_route("/rollouts/release", release, methods=["POST"], status_code=204)
     routes.add_api_route("/rollouts/cancel", cancel, methods=["POST"])
     return routes
