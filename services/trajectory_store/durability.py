@@ -9,7 +9,8 @@ from typing import Any
 OLDEST = (6, 2)
 """Redis versions below have no ``ZRANGESTORE``-era semantics the scripts rely on (effects replication, exclusive stream ranges)."""
 
-EVERYSEC_NOTE = "a power cut can lose the last second"
+EVERYSEC_NOTE = "with appendfsync everysec a power cut can lose the last second, and where the disk is slow any death the last two"
+"""Redis puts off writing its log, not only syncing it, while the last fsync is under way (aof.c, flushAppendOnlyFile)."""
 
 
 def version_of(info: Mapping[str, Any]) -> tuple[int, int]:

@@ -197,7 +197,7 @@ class Keys:
 
     @property
     def losses(self) -> str:
-        """hash: beat at which acknowledged writes were found missing -> what is known about them."""
+        """hash: beat at which acknowledged writes were found missing, or Redis process that began without them -> what is known."""
         return f"{self.prefix}losses"
 
     @property

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from prometheus_client import Counter, Gauge
 
 from services.common.app import Metrics
 from services.common.errors import ServiceError
+from services.trajectory_store.durability import EVERYSEC_NOTE
 from services.trajectory_store.redis_store.rollouts import Sweep
 from services.trajectory_store.redis_store.sessions import HARMLESS
 from services.trajectory_store.store import Store
@@ -60,6 +62,7 @@ class Upkeep:
         self._tenants = tenants
         self._gauges = Gauges(metrics)
         self._last: dict[str, Sweep] = {}
+        self._replaced = 0
 
     async def keep_sweeping(self) -> None:
         """Ends expired rollout leases, queues due retries, closes overdue groups, for ever."""
@@ -100,6 +103,12 @@ class Upkeep:
         log.error("%s: %s", store.trial, text)
         self._gauges.losses.labels(store.trial).inc()
 
+    async def _note_restart(self, store: Store) -> None:
+        """What is gone between two beats shows in no number, so it is said that it may be."""
+        text = f"another Redis process answers since shortly before {time.strftime('%FT%TZ', time.gmtime())}: {EVERYSEC_NOTE}"
+        await store.ledger.note_loss(f"process {self._tenants.server.run_id[:12]}", text)
+        log.warning("%s: %s", store.trial, text)
+
     async def keep_packing(self) -> None:
         """Packs the token trees of finished sessions, for ever."""
         while True:
@@ -119,6 +128,8 @@ class Upkeep:
             except ServiceError as error:
                 log.warning("trials: %s", error.detail)
             await self._tenants.server.health()
+            if self._tenants.server.replaced != self._replaced and await self._for_all("noting a restart of Redis", self._note_restart):
+                self._replaced = self._tenants.server.replaced
             self._gauges.alarms.clear()
             await self._for_all("tidying", self._tidy)
             self._gauges.risks.clear()

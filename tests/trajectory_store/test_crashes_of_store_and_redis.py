@@ -3,6 +3,7 @@
 import itertools
 import logging
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -55,7 +56,20 @@ def test_kill_of_redis_loses_nothing_acknowledged(store: StoreClient, redis_serv
     store.assert_balanced()
 
 
-def test_calls_acknowledged_while_redis_is_killed_are_there_afterwards(store: StoreClient, redis_server: RedisServer) -> None:
+@pytest.fixture
+def synced_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
+
+
+def test_calls_acknowledged_while_redis_is_killed_are_there_afterwards(synced_redis: RedisServer) -> None:
+    with StoreThread(make_config(synced_redis.url)) as server:
+        store = StoreClient(server.url)
+        write_and_kill(store, synced_redis)
+        store.close()
+
+
+def write_and_kill(store: StoreClient, redis_server: RedisServer) -> None:
     acknowledged: list[str] = []
     stop = threading.Event()
 

@@ -25,6 +25,7 @@ from store_helpers import (
     wait_until,
 )
 
+from services.trajectory_store import upkeep
 from services.trajectory_store.durability import refusal, risks
 from services.trajectory_store.redis_store import connection
 
@@ -192,7 +193,10 @@ def test_what_redis_says_of_itself_is_judged() -> None:
     }
 
 
-def test_a_redis_that_lost_its_last_writes_is_reported(redis_server: RedisServer, make_store: Callable[..., StoreClient]) -> None:
+def test_a_redis_that_lost_its_last_writes_is_reported(
+    redis_server: RedisServer, make_store: Callable[..., StoreClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "SLOW_S", 0.2)
     store = make_store()
     store.enqueue(make_group("g1", 2))
     leases = store.lease(limit=2)
@@ -204,10 +208,12 @@ def test_a_redis_that_lost_its_last_writes_is_reported(redis_server: RedisServer
     redis_server.kill()
     os.truncate(aof(redis_server.folder), size)  # a power cut before the next fsync
     redis_server.start()
-    wait_until(lambda: store.status("GET", "/v1/stats")[1].get("losses"), what="the report")
-    text, *_ = store.call("GET", "/v1/stats")["losses"].values()  # every store that notices reports
-    assert "Redis lost acknowledged writes" in text
-    assert "1 trajectories" in text
+
+    def reported(what: str) -> bool:  # every store that notices reports
+        return any(what in text for text in store.status("GET", "/v1/stats")[1].get("losses", {}).values())
+
+    wait_until(lambda: reported("Redis lost acknowledged writes") and reported("1 trajectories"), what="the report")
+    wait_until(lambda: reported("another Redis process answers"), 20, "the report of the restart")
     store.assert_balanced()
     assert store.put(make_trajectory(leases[1]["request"]), leases[1]["lease_id"]) == "stored", "the worker's repeat makes it good"
     with redis.Redis.from_url(redis_server.url) as raw:

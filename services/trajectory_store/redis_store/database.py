@@ -120,6 +120,10 @@ class Server:
         self._address = without_secrets(url)
         self.risks: dict[str, str] = {}
         """How this Redis could lose acknowledged data, as of the last look."""
+        self.run_id = ""
+        """Of the Redis process that answered at the last look."""
+        self.replaced = 0
+        """How often another process answered than before, whose predecessor may have acknowledged more than it kept."""
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -134,6 +138,9 @@ class Server:
             return f"redis at {self._address}: {error}"
         if reason := refusal(info):
             return f"redis at {self._address}: {reason}"
+        run_id = str(info.get("run_id", ""))
+        self.replaced += self.run_id not in ("", run_id) and settings.get("appendfsync") != "always"
+        self.run_id = run_id
         found = risks(info, settings)
         for name in found.keys() - self.risks.keys():
             log.warning("redis: %s", found[name])

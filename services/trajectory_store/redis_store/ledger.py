@@ -33,9 +33,9 @@ class Ledger:
             losses=_texts(losses),
         )
 
-    async def note_loss(self, beat: int, text: str) -> None:
-        """Keeps for good that acknowledged writes were lost."""
-        await self._database.command("HSET", self._database.keys.losses, beat, text)
+    async def note_loss(self, when: int | str, text: str) -> None:
+        """Keeps for good that acknowledged writes were lost, or may have been. ``when`` is a beat or the Redis process that began then."""
+        await self._database.command("HSET", self._database.keys.losses, when, text)
 
     async def clear_alarm(self, name: str) -> bool:
         """Takes an alarm back; False where it was not raised."""

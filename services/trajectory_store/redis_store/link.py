@@ -144,7 +144,8 @@ class SharedLink:
             await _round(lane, sendings)
         except RedisError as error:
             _fail(sendings[1:], error)
-            raise
+            if not mine.answered:
+                raise
         except BaseException as error:
             await lane.disconnect(nowait=True)
             _fail(sendings[1:], RedisConnectionError(f"the round was broken off: {error!r}"))
