@@ -7,10 +7,11 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 UPSTREAM ?= $(TAU2_SOURCE)
 UPSTREAM_VENV ?= .venv-upstream
 UPSTREAM_PY ?= python3.12
+SGLANG_VENV ?= .venv-sglang
 # One thread a process: two torch threads under load are ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install train test test-upstream check lint format types imports clean
+.PHONY: help install train test test-upstream test-sglang check lint format types imports clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -50,6 +51,20 @@ test-upstream:  ## the same episodes through upstream tau2-bench and through our
 	 pytest pytest-asyncio pytest-timeout pytest-xdist
 	TAU2_DATA_DIR="$${TAU2_DATA_DIR:-$(UPSTREAM)/data}" PYTHONPATH=. $(UPSTREAM_VENV)/bin/pytest tests/upstream -n 2 --dist worksteal $(ARGS)
 
+$(SGLANG_VENV)/.installed: pyproject.toml tests/sglang/requirements.txt tests/sglang/requirements-no-deps.txt
+	test -x $(SGLANG_VENV)/bin/python || $(PY) -m venv $(SGLANG_VENV)
+	$(SGLANG_VENV)/bin/python -m pip install -q uv
+	$(SGLANG_VENV)/bin/uv pip install -q --python $(SGLANG_VENV)/bin/python "torch==2.13.0+cpu" \
+	 || $(SGLANG_VENV)/bin/uv pip install -q --python $(SGLANG_VENV)/bin/python "torch==2.13.0" --torch-backend cpu
+	$(SGLANG_VENV)/bin/uv pip install -q --python $(SGLANG_VENV)/bin/python -r tests/sglang/requirements.txt \
+	 -e '.[policy-proxy,trajectory-store,trainer,launcher]'
+	$(SGLANG_VENV)/bin/uv pip install -q --python $(SGLANG_VENV)/bin/python --no-deps -r tests/sglang/requirements-no-deps.txt
+	touch $@
+
+# Bytecode is wanted here: without it every start of the server compiles SGLang anew.
+test-sglang: $(SGLANG_VENV)/.installed  ## the proxy against the real SGLang server on a CPU (ARGS="-k …": a part)
+	PYTHONDONTWRITEBYTECODE= PYTHONPATH=. $(SGLANG_VENV)/bin/pytest tests/sglang -W default --timeout 900 $(ARGS)
+
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -68,4 +83,4 @@ check: lint types imports  ## quality gates and tests
 	$(VENV)/bin/pytest -n 2 --dist loadfile
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(UPSTREAM_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) $(UPSTREAM_VENV) $(SGLANG_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
