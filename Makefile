@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help install train test test-upstream test-sglang check lint format types imports clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
 $(VENV)/.uv:
 	test -x $(VENV)/bin/python || $(PY) -m venv $(VENV)
