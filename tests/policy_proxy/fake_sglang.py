@@ -65,6 +65,8 @@ class FakeSglang:
     stall_generate: bool = False
     stall_control: str = ""
     """This control route never answers."""
+    stall_if: Callable[[], bool] = lambda: True
+    """Asked when a request to `stall_control` comes: whether it is the one that is meant."""
     stalled: str = ""
     """The control route that has last been made to wait."""
     stall_after: int = -1
@@ -289,7 +291,8 @@ class FakeSglang:
             self.control_keys.append(request.headers.get("authorization", ""))
             body = orjson.loads(await request.body())
             self.control.append({"/continue_generation": "continue"}.get(path, path[1:].split("_")[0]))
-            while self.stall_control == path:
+            meant = self.stall_control == path and self.stall_if()
+            while meant and self.stall_control == path:
                 self.stalled = path
                 await asyncio.sleep(0.01)
             if path == "/update_weights_from_disk":

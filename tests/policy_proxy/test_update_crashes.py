@@ -30,15 +30,13 @@ CHILD_S = 100.0
 
 async def killed_at(engine: FakeSglang, url: str, method: str, route: str) -> None:
     """Runs an update in a process of its own until it has sent its request to ``route``, and kills it before the answer."""
-    # Both are also called before the phase that is meant: at the first look at a server, and before a session begins.
-    early = {"/end_weight_update": lambda: engine.session_open, "/continue_generation": lambda: engine.version == "1"}
-    engine.stall_control = "" if route in early else route
+    # Both are also called before the phase that is meant: before a session begins, and at the first look at a server.
+    late = {"/end_weight_update": lambda: engine.session_open, "/continue_generation": lambda: engine.version == "1"}
+    engine.stall_if = late.get(route, lambda: True)
+    engine.stall_control = route
     command = [sys.executable, str(Path(__file__).with_name("crash_child.py")), url, method]
     child = await asyncio.create_subprocess_exec(*command, env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"})
     try:
-        if route in early:
-            await until(early[route], f"what comes before {route}", CHILD_S)
-            engine.stall_control = route
         await until(lambda: engine.stalled == route, f"the request to {route}", CHILD_S)
     finally:
         child.kill()
