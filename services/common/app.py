@@ -174,8 +174,13 @@ def bearer(request: Request) -> str:
     return token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
 
 
-def require_admin(request: Request) -> None:
-    """FastAPI dependency of admin routes. Open only where no key is set, which `serve` allows on loopback alone."""
+async def require_admin(request: Request) -> None:
+    """`check_admin` as a FastAPI dependency. Async, because FastAPI sends plain functions through a thread pool."""
+    check_admin(request)
+
+
+def check_admin(request: Request) -> None:
+    """Raises where the admin key is missing or wrong. Open only where no key is set, which `serve` allows on loopback alone."""
     expected = admin_key()
     if not expected:
         return

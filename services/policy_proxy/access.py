@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from fastapi import Request
 
-from services.common.app import bearer, require_admin
+from services.common.app import bearer, check_admin
 from services.common.errors import BadRequest, Forbidden, NotFound, Unauthorized
 from services.policy_proxy.keys import digest_of, is_derived
 
@@ -43,7 +43,7 @@ async def session_of(request: Request, sid: str = "") -> str:
 async def session_or_admin(request: Request, sid: str) -> None:
     """Passes with the key of this session or with the admin key. Raises as `session_of`."""
     try:
-        require_admin(request)
+        check_admin(request)
     except (Unauthorized, Forbidden):
         await session_of(request, sid)
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from services.common.app import require_admin
+from services.common.app import check_admin
 from services.common.errors import BadRequest
 from services.common.http import MSGPACK
 from services.common.ids import ID_PATTERN, is_valid_id
@@ -40,7 +40,7 @@ def _budget(request: Request) -> BodyBudget:
 
 async def guard(request: Request) -> None:
     """Admin key and announced body size. Async, because FastAPI sends plain functions through a thread pool."""
-    require_admin(request)
+    check_admin(request)
     announced = request.headers.get("content-length", "0")
     if announced.isdigit():
         _budget(request).check(int(announced))
