@@ -17,23 +17,31 @@ def _no_outer_settings() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One redis-server for all tests, because starting one takes longer than most tests."""
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One redis-server for all tests that bring their own store, because starting one takes longer than most tests."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
+@pytest.fixture(scope="session")
+def redis_of_shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """The shared store sweeps whatever is in its Redis, by its own rules, so tests with other stores need another Redis."""
+    with RedisServer(tmp_path_factory.mktemp("redis-of-store")) as server:
+        yield server
+
+
 @pytest.fixture
-def redis_server(shared_redis: RedisServer) -> RedisServer:
+def redis_server(request: pytest.FixtureRequest) -> RedisServer:
     """An empty redis-server with AOF (everysec); `kill` and `restart` are kill -9 and a start on the same port and data."""
-    shared_redis.flush()
-    return shared_redis
+    server: RedisServer = request.getfixturevalue("redis_of_shared_store" if "store" in request.fixturenames else "own_redis")
+    server.flush()
+    return server
 
 
 @pytest.fixture(scope="session")
-def shared_store(shared_redis: RedisServer) -> Iterator[StoreClient]:
+def shared_store(redis_of_shared_store: RedisServer) -> Iterator[StoreClient]:
     """One store for all tests with its usual settings: it holds nothing that emptying Redis would not empty."""
-    with StoreThread(make_config(shared_redis.url)) as server:
+    with StoreThread(make_config(redis_of_shared_store.url)) as server:
         client = StoreClient(server.url)
         yield client
         client.close()
