@@ -245,5 +245,4 @@ def answer_of(record: CallRecord, overhead_s: float) -> Answer:
     """A recorded call as it goes back to the agent."""
     response = {name: value for name, value in record.response.items() if name != RESPONSE_KEY}
     malformed = any("malformed_tool_call" in choice for choice in response["choices"])
-    newest = max((version for version, _ in record.versions), default=-1)
-    return Answer(response, record.call_id, newest, overhead_s * 1000, malformed or record.malformed_tool_call)
+    return Answer(response, record.call_id, record.newest_version(), overhead_s * 1000, malformed or record.malformed_tool_call)

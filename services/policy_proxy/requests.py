@@ -74,11 +74,7 @@ class GenerateApi:
             "return_logprob": True,
             "stream": stream,
         }
-        if submission.n_top:
-            body["top_logprobs_num"] = submission.n_top
-        if submission.cache_key:
-            body["extra_key"] = submission.cache_key
-        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        return _encoded(body, submission, top_name="top_logprobs_num")
 
     def answer(self, submission: Submission, answer: Json) -> Json:
         """As it is."""
@@ -109,11 +105,7 @@ class ChatApi:
             "separate_reasoning": False,
             **_chat_sampling(submission.sampling),
         }
-        if submission.n_top:
-            body["top_logprobs"] = submission.n_top
-        if submission.cache_key:
-            body["extra_key"] = submission.cache_key
-        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        return _encoded(body, submission, top_name="top_logprobs")
 
     def answer(self, submission: Submission, answer: Json) -> Json:
         """The only choice. Raises `RemoteError` where the server has generated after another prompt."""
@@ -124,6 +116,15 @@ class ChatApi:
             return {"output_ids": choice["response_token_ids"], "meta_info": choice["meta_info"]}
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise bad_answer(f"chat completions: {error!r}") from error
+
+
+def _encoded(body: Json, submission: Submission, *, top_name: str) -> bytes:
+    """``body`` with what is sent only where it is asked for; ``top_name`` is how the route calls the number of top logprobs."""
+    if submission.n_top:
+        body[top_name] = submission.n_top
+    if submission.cache_key:
+        body["extra_key"] = submission.cache_key
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _chat_sampling(sampling: Sampling) -> Json:

@@ -1,6 +1,6 @@
-"""Owns how tokens are to be sampled: the ``sampling_params`` of an SGLang request, and whether they leave the policy's distribution alone.
+"""Owns how tokens are to be sampled: the ``sampling_params`` of an SGLang request.
 
-Refuses nothing: which settings a client may ask for is decided where its request is read.
+Refuses nothing: which settings a client may ask for, and which leave captured logprobs true, is decided where its request is read.
 """
 
 from collections.abc import Mapping
@@ -24,10 +24,6 @@ DEFAULTS: Mapping[str, Any] = {
     "ignore_eos": False,
 }
 """SGLang's own defaults of the parameters that are sent only where they differ."""
-
-DISTORTING = frozenset(DEFAULTS) - {"stop", "ignore_eos"}
-"""Parameters under which tokens are drawn from another distribution than the one the logprobs are of."""
-
 
 GRAMMARS = frozenset({"json_schema", "regex", "ebnf", "structural_tag"})
 
@@ -68,11 +64,6 @@ class Sampling:
         for name in self._changed():
             params[name] = getattr(self, name)
         return params if self.seed is None else params | {"sampling_seed": self.seed}
-
-    @property
-    def is_policy(self) -> bool:
-        """Whether sampled tokens follow the policy's own distribution (at this temperature), so that captured logprobs are true."""
-        return self.top_p == 1.0 and not DISTORTING.intersection(self._changed())
 
     @property
     def constrained(self) -> bool:

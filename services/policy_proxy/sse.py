@@ -78,8 +78,7 @@ class EventStream(Response):
 
     def _written(self, event: Event) -> bytes:
         if isinstance(event, CallRecord):
-            newest = max((version for version, _ in event.versions), default=-1)
-            return self._writer.end(event.response, newest)
+            return self._writer.end(event.response, event.newest_version())
         return self._writer.parts(event) if event else KEEP_ALIVE
 
     def _failed(self, error: ServiceError) -> bytes:

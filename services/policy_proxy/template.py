@@ -69,11 +69,6 @@ class ChatTemplate:
         self._tools: OrderedDict[bytes, _Tools] = OrderedDict()
         self._numbers = count()
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether conversations may go on from checkpoints."""
-        return self._reads is not None
-
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

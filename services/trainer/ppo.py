@@ -38,7 +38,10 @@ def train_step(engine: Engine, groups: Sequence[Chosen], version: int, config: E
     behaved = [_captured(row) for row in batch.rows]
     proximal = engine.logp(batch.rows, temperature) if config.actor.recompute_logprob else behaved
     recomputed = time.perf_counter()
-    moved = last_move(batch.rows, behaved, proximal, version)
+    behaved_R, proximal_R = np.concatenate(behaved), np.concatenate(list(proximal))
+    version_R = np.concatenate([row.versions for row in batch.rows])
+    stale_R = version_R < version
+    moved = divergence(proximal_R[stale_R], behaved_R[stale_R])
     engine.trust.observe(moved)
     updates = [
         engine.ppo_step([batch.rows[i] for i in part], [float(batch.advantages[i]) for i in part], [proximal[i] for i in part], temperature)
@@ -47,7 +50,7 @@ def train_step(engine: Engine, groups: Sequence[Chosen], version: int, config: E
     return {
         **averaged(updates),
         **trained_stats(groups, batch, version),
-        **logp_gap(batch.rows, behaved, proximal, version),
+        **logp_gap(behaved_R, proximal_R, version_R == version),
         "ppo_actor/behave_kl": moved,
         "ppo_actor/lr_scale": engine.trust.scale,
         "timeperf/recompute_logp": recomputed - started,
@@ -122,20 +125,14 @@ def trained_stats(groups: Sequence[Chosen], batch: TrainBatch, version: int) -> 
     return stats
 
 
-def last_move(rows: Sequence[Row], behaved: Sequence[Float32], proximal: Sequence[Float32], version: int) -> float:
-    """How far the policy has moved since the stale tokens of the batch were sampled, in nats per token; 0.0 where none is stale."""
-    stale = np.concatenate([row.versions for row in rows]) < version
-    return divergence(np.concatenate(list(proximal))[stale], np.concatenate(list(behaved))[stale])
-
-
-def logp_gap(rows: Sequence[Row], behaved: Sequence[Float32], proximal: Sequence[Float32], version: int) -> dict[str, float]:
-    """|recomputed − captured| log-probability, over all tokens and over those that the current weights generated.
+def logp_gap(behaved_R: Float32, proximal_R: Float32, current_R: NDArray[np.bool_]) -> dict[str, float]:
+    """|recomputed − captured| log-probability, over all tokens and over those that the current weights generated (``current_R``).
 
     The second must be rounding alone: anything more means that server and trainer compute different models or different tokens.
     """
-    gap = np.abs(np.concatenate(list(proximal)) - np.concatenate(list(behaved)))
-    stats = {"rollout/logp_abs_diff/avg": float(gap.mean()), "rollout/logp_abs_diff/max": float(gap.max())}
-    current = gap[np.concatenate([row.versions for row in rows]) == version]
+    gap_R = np.abs(proximal_R - behaved_R)
+    stats = {"rollout/logp_abs_diff/avg": float(gap_R.mean()), "rollout/logp_abs_diff/max": float(gap_R.max())}
+    current = gap_R[current_R]
     if len(current):
         stats["ppo_actor/behave_logp_diff_current/avg"] = float(current.mean())
         stats["ppo_actor/behave_logp_diff_current/max"] = float(current.max())

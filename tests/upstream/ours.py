@@ -5,16 +5,16 @@ import json
 from played import Json, Played, answered, chat, spoken
 from scripted import Script, ScriptedAgent, ScriptedUser, judge
 
-from services.agent_runner.conversation.messages import Message, ToolCall, for_agent, for_record, for_user, read_history
+from services.agent_runner.conversation.messages import Message, ToolCall, for_agent, for_record, read_history
 from services.agent_runner.conversation.orchestrator import Tools, Trace, play
 from services.agent_runner.conversation.prompts import system_prompt
 from services.agent_runner.conversation.protocol import Conversation, Termination
-from services.agent_runner.conversation.user import scenario_of
+from services.agent_runner.conversation.user import for_user, scenario_of
 from services.agent_runner.domains import DomainBackend, TaskSpec
 from services.agent_runner.reward.evaluator import Outcome, evaluate, judged, premature
 from services.agent_runner.reward.judge import Judge
 from services.common.wire.rollouts import RewardInfo
-from services.common.wire.users import UserTurnBody
+from services.common.wire.users import UserSideMessage, UserTurnBody
 from services.user_simulator.prompt import prompt
 
 STOPPED = (Termination.USER_STOP, Termination.AGENT_STOP)
@@ -50,7 +50,7 @@ class User:
 
     async def reply(self, history: list[Message]) -> Message:
         """The script's reaction."""
-        messages = [for_user(message) for message in history]
+        messages = [UserSideMessage.model_validate_json(for_user(message)) for message in history]
         body = UserTurnBody(scenario=self._scenario, guidelines=self._guidelines, tools=self._tools, messages=messages)
         self._played.user_saw.append([chat(message) for message in prompt(body)])
         raw = self._script.reply({"role": history[-1].role, "content": history[-1].content})

@@ -129,6 +129,13 @@ async def test_a_server_that_hangs_is_started_again(tmp_path: Path):
         await until(lambda: server.restarts.total == 1 and server.state is State.READY)
 
 
+async def until_ready(http: httpx.AsyncClient) -> httpx.Response:
+    while (ready := await http.get("/readyz")).status_code != 200:
+        assert "start" in ready.text
+        await asyncio.sleep(0.05)
+    return ready
+
+
 async def test_a_turn_outlives_the_death_of_its_server(tmp_path: Path):
     """The whole service: the server dies in the middle of a turn, is started again, and the turn gets its answer."""
     port = free_port()
@@ -140,13 +147,13 @@ async def test_a_turn_outlives_the_death_of_its_server(tmp_path: Path):
     live = await asyncio.to_thread(LiveApp, create_app(ExperimentConfig.model_validate(config)))
     try:
         async with httpx.AsyncClient(base_url=live.url, timeout=30) as http:
-            while (ready := await http.get("/readyz")).status_code != 200:
-                assert "starting" in ready.text
-                await asyncio.sleep(0.05)
+            ready = await until_ready(http)
             assert ready.json()["checks"] == {"server": "ok", "backend": "ok"}
             await http.post(f"http://127.0.0.1:{port}/control", json={"mode": "die"})
             reply = (await http.post("/v1/turns", json=turn(GREETING).model_dump(mode="json"))).json()
             assert (reply["fault"], reply["content"]) == ("ok", "My phone is broken, seed 4.")
+            # The turn asks the new process itself, perhaps before the supervisor's own look at it.
+            await until_ready(http)
             metrics = (await http.get("/metrics")).text
             assert "frontdesk_user_simulator_server_restarts_total 1.0" in metrics
             assert "frontdesk_user_simulator_server_ready 1.0" in metrics

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from services.agent_runner.domains import Requestor
-from services.common.wire.users import UserSideMessage, UserToolCall
 
 Json = dict[str, Any]
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -124,12 +123,6 @@ def for_agent(message: Message) -> Json:
     if message.private is not None:
         return message.private
     return _plain(message)
-
-
-def for_user(message: Message) -> UserSideMessage:
-    """A message as the user sees it."""
-    calls = [UserToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in message.tool_calls]
-    return UserSideMessage(role=message.role, content=message.content, tool_calls=calls, tool_call_id=message.tool_call_id)
 
 
 def for_record(message: Message) -> Json:

@@ -60,7 +60,7 @@ class SimulatedUser:
         for number, message in enumerate(history):
             if number < len(self._sent) and self._sent[number][0] is message:
                 continue
-            self._sent[number:] = [(message, orjson.Fragment(_wire_form(message)))]
+            self._sent[number:] = [(message, orjson.Fragment(for_user(message)))]
         return [fragment for _, fragment in self._sent[: len(history)]]
 
 
@@ -75,8 +75,8 @@ def read_turn(raw: bytes) -> Message:
     return message
 
 
-def _wire_form(message: Message) -> bytes:
-    """A `UserSideMessage`: without the agent's private side and without empty fields."""
+def for_user(message: Message) -> bytes:
+    """A message as the user sees it, a `UserSideMessage` in JSON: without the agent's private side and without empty fields."""
     told: Json = {"role": message.role, "content": message.content}
     if message.tool_calls:
         told["tool_calls"] = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in message.tool_calls]

@@ -65,6 +65,10 @@ class CallRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """float32 [n_output], or None for demonstrations."""
         return None if self.logprobs is None else np.frombuffer(self.logprobs, "<f4")
 
+    def newest_version(self) -> int:
+        """The newest policy version in the output; -1 where it has no tokens."""
+        return max((version for version, _ in self.versions), default=-1)
+
     def output_versions(self) -> Ids:
         """int32 [n_output]: the policy version of each generated token."""
         values = [version for version, _ in self.versions]
