@@ -1,4 +1,4 @@
-"""CPU per request of the HTTP client between services: aiohttp (what `services.common.http` uses) beside httpx, same server, same body.
+"""CPU per request of the HTTP client between services (`services.common.http`) beside aiohttp and httpx, same server, same body.
 
     .venv/bin/python benchmarks/http_client.py --json FILE
 
@@ -15,7 +15,9 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import aiohttp
 import httpx
+import orjson
 import uvicorn
 
 from services.common.http import ServiceClient
@@ -55,11 +57,23 @@ async def cpu_ms_per_request(send: Send, requests: int) -> float:
 
 async def measure(url: str, rounds: int, requests: int) -> dict[str, float]:
     """Interleaved rounds, median of each contender."""
-    results: dict[str, list[float]] = {"aiohttp": [], "httpx": []}
-    async with ServiceClient("server", url) as ours, httpx.AsyncClient(base_url=url) as theirs:
+    results: dict[str, list[float]] = {"ours": [], "aiohttp": [], "httpx": []}
+    pool = aiohttp.TCPConnector(limit=0)
+    async with (
+        ServiceClient("server", url) as ours,
+        aiohttp.ClientSession(connector=pool) as theirs,
+        httpx.AsyncClient(base_url=url) as third,
+    ):
+
+        async def through_aiohttp() -> None:
+            timeout, headers = aiohttp.ClientTimeout(total=30), {"Content-Type": "application/json"}
+            async with theirs.post(url + "/", data=orjson.dumps(REQUEST), headers=headers, timeout=timeout) as reply:
+                orjson.loads(await reply.read())
+
         for _ in range(rounds):
-            results["aiohttp"].append(await cpu_ms_per_request(lambda: ours.post("/", REQUEST), requests))
-            results["httpx"].append(await cpu_ms_per_request(lambda: theirs.post("/", json=REQUEST), requests))
+            results["ours"].append(await cpu_ms_per_request(lambda: ours.post("/", REQUEST), requests))
+            results["aiohttp"].append(await cpu_ms_per_request(through_aiohttp, requests))
+            results["httpx"].append(await cpu_ms_per_request(lambda: third.post("/", json=REQUEST), requests))
     return {name: round(statistics.median(values), 3) for name, values in results.items()}
 
 

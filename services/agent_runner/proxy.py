@@ -59,7 +59,7 @@ class ProxyClient:
         """One chat completion under ``call_id``. Raises `ContextExceeded` where the conversation no longer fits."""
         path = f"/v1/sessions/{grant.session_id}/v1/chat/completions"
         raw, headers = await self._call(path, call_id, body, {"Authorization": f"Bearer {grant.api_key}"})
-        return Answer(_message(raw), _version(headers), headers.get("X-Malformed-Tool-Call") == "1")
+        return Answer(_message(raw), _version(headers), headers.get("x-malformed-tool-call") == "1")
 
     async def demonstrate(self, grant: Grant, call_id: str, body: Json) -> None:
         """Records ``body["message"]`` as what a policy would have had to say after ``body["messages"]``. Raises `ContextExceeded`."""
@@ -96,5 +96,5 @@ def _message(raw: bytes) -> Json:
 
 
 def _version(headers: Mapping[str, str]) -> int | None:
-    value = headers.get("X-Policy-Version", "")
+    value = headers.get("x-policy-version", "")
     return int(value) if value.isdecimal() else None

@@ -1,7 +1,6 @@
 """Owns the client that services use to talk to each other: one connection pool, a deadline on every request, retries that end.
 
-aiohttp, not httpx, because the two hops of each policy call are the hot path and aiohttp costs a third of the CPU per request
-(docs/benchmarks.md). Refuses to retry for ever: the budget is a number of seconds the caller chose.
+Refuses to retry for ever: the budget is a number of seconds the caller chose. How requests go over the wire is `http1`'s.
 """
 
 import asyncio
@@ -9,15 +8,13 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self, cast
 
-import aiohttp
 import orjson
-from yarl import URL
 
 from services.common.errors import RemoteError
+from services.common.http1 import ConnectionFailed, Pool
 
 MSGPACK = "application/msgpack"
 
@@ -43,7 +40,7 @@ class ServiceClient:
         self._timeout_s = timeout_s
         self._retry_s = retry_s
         self._headers = dict(headers or {})
-        self._session: aiohttp.ClientSession | None = None
+        self._pool = Pool(self.base_url)
 
     async def __aenter__(self) -> Self:
         return self
@@ -53,16 +50,7 @@ class ServiceClient:
 
     async def close(self) -> None:
         """Closes the pool."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-
-    def _pool(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            # limit=0: admission is bounded by the callers' own queues, a second bound here only hides waiting.
-            # No cookies: services set none, and looking for them is part of every request.
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar())
-        return self._session
+        await self._pool.close()
 
     async def get(self, path: str, **kwargs: Any) -> Any:
         """GET, JSON in return."""
@@ -116,7 +104,7 @@ class ServiceClient:
         timeout_s: float | None = None,
         retry_s: float | None = None,
     ) -> tuple[bytes, Mapping[str, str]]:
-        """`request` that also gives the headers of the answer (names in any case)."""
+        """`request` that also gives the headers of the answer (lower-case names)."""
         payload = data if data is not None else (orjson.dumps(json) if json is not None else None)
         merged = {**self._headers, **(headers or {})}
         if payload is not None:
@@ -143,33 +131,31 @@ class ServiceClient:
         ``timeout_s`` bounds the whole, ``silence_s`` the time between two chunks. Raises `RemoteError`, in mid-answer too.
         """
         merged = {**self._headers, **(headers or {}), "Content-Type": "application/json"}
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_read=silence_s)
         try:
-            async with self._pool().request(method, _url(self.base_url + path), data=data, headers=merged, timeout=timeout) as response:
-                if response.status >= 300:
-                    raise self._remote_error(response.status, await response.read())
-                yield response.content.iter_any()
+            async with asyncio.timeout(timeout_s), self._pool.stream(method, path, data, merged, silence_s) as (status, parts):
+                if status >= 300:
+                    raise self._remote_error(status, b"".join([part async for part in parts]))
+                yield parts
         except TimeoutError:
             raise RemoteError(
                 self.name, None, "timeout", f"{method} {path} was silent for {silence_s:g} s or took over {timeout_s:g} s"
             ) from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (ConnectionFailed, OSError) as error:
             raise RemoteError(self.name, None, "unreachable", f"{method} {self.base_url}{path}: {error!r}") from error
 
     async def _attempt(
         self, method: str, path: str, payload: bytes | None, headers: Mapping[str, str], timeout_s: float
     ) -> tuple[bytes, Mapping[str, str]]:
-        url, timeout = _url(self.base_url + path), _timeout(timeout_s)
         try:
-            async with self._pool().request(method, url, data=payload, headers=headers, timeout=timeout) as response:
-                body = await response.read()
+            async with asyncio.timeout(timeout_s):
+                status, answered, body = await self._pool.request(method, path, payload or b"", headers)
         except TimeoutError:
             raise RemoteError(self.name, None, "timeout", f"{method} {path} took over {timeout_s:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (ConnectionFailed, OSError) as error:
             raise RemoteError(self.name, None, "unreachable", f"{method} {self.base_url}{path}: {error!r}") from error
-        if response.status >= 300:
-            raise self._remote_error(response.status, body)
-        return body, response.headers
+        if status >= 300:
+            raise self._remote_error(status, body)
+        return body, answered
 
     def _remote_error(self, status: int, body: bytes) -> RemoteError:
         try:
@@ -182,14 +168,3 @@ class ServiceClient:
         known = cast("dict[str, Any]", fields)
         detail = known.get("detail") or known.get("message") or ""
         return RemoteError(self.name, status, str(known.get("code") or "error"), str(detail))
-
-
-# Both are made for every request and are mostly the same ones: the routes of the sessions under way, a handful of deadlines.
-@lru_cache(8192)
-def _url(text: str) -> URL:
-    return URL(text)
-
-
-@lru_cache(64)
-def _timeout(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=seconds)

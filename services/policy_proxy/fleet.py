@@ -6,10 +6,9 @@ restart begins with the configuration again, and each proxy is told by itself.
 
 import asyncio
 from functools import partial
-from urllib.parse import urlsplit
 
 from services.common.background import Background
-from services.common.errors import BadRequest, Conflict, NotFound
+from services.common.errors import Conflict, NotFound
 from services.policy_proxy.servers import PolicyServer, ServerPool
 from services.policy_proxy.watch import Watcher
 from services.policy_proxy.weight_steps import give_up
@@ -36,8 +35,6 @@ class Fleet:
 
     def add(self, url: str) -> PolicyServer:
         """Takes a server into the pool, or back into rotation where it is there; it gets calls once it has the current weights."""
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise BadRequest(f"url: {url!r} is no http address of a server", param="url")
         server = self._pool.find(url)
         if server is None:
             server = self._pool.add(url)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 
 from services.common.app import require_admin
+from services.common.config.base import HttpUrl
 from services.common.wire.rollouts import Wire
 from services.policy_proxy import openapi
 from services.policy_proxy.access import proxy_of
@@ -14,7 +15,7 @@ from services.policy_proxy.access import proxy_of
 class ServerBody(Wire):
     """POST /v1/admin/servers."""
 
-    url: str = Field(min_length=1)
+    url: HttpUrl
 
 
 class DrainBody(Wire):

@@ -25,8 +25,7 @@ CONTROL_TIMEOUT_S = 10.0
 ABORT_TIMEOUT_S = 2.0
 """Whoever aborts is leaving and cannot wait long; a server that does not answer notices the closed connection by itself."""
 BACKSTOP_S = 10.0
-"""How much longer than its caller's deadline a request may take. The caller must fire first: aiohttp turns a cancellation that meets its
-own timeout into that timeout, and the caller's would be lost."""
+"""How much longer than its caller's deadline a request may take: the caller fires first and says whose deadline it was."""
 
 SILENCE_S = 120.0
 """How long a streamed answer may say nothing: longer than a pause, or than a long prompt in a long queue."""

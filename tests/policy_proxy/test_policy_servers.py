@@ -88,7 +88,9 @@ def test_an_operator_adds_drains_and_removes_servers(proxy: ProxyUnderTest) -> N
     assert proxy.open().post([user("hi")]).status_code == 200
     assert proxy.http.delete(servers, params={"url": "http://127.0.0.1:9"}).status_code == 200
     assert [item["url"] for item in proxy.http.get(servers).json()["items"]] == [url]
-    assert proxy.http.post(servers, json={"url": "nowhere"}).status_code == 400
+    for wrong in ("nowhere", "ftp://x", "http://x:99999"):
+        refused = proxy.http.post(servers, json={"url": wrong})
+        assert (refused.status_code, refused.json()["param"]) == (422, "body.url")
     assert proxy.http.delete(servers, params={"url": "http://127.0.0.1:9"}).status_code == 404
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from services.common.config.base import Section
+from services.common.config.base import HttpUrl, Section
 from services.common.config.datasets import DatasetRef
 from services.common.config.laptop import PolicyInitConfig, SftConfig
 from services.common.config.services import ServicesConfig
@@ -165,7 +165,7 @@ class EnvConfig(Section):
     max_errors: int = Field(default=10, ge=1)
     add_thinking_tool: bool = False
     solo_mode: bool = False
-    user_llm_base_url: str | None = None
+    user_llm_base_url: HttpUrl | None = None
     user_llm: str | None = None
     user_llm_args: dict[str, Any] | None = None
     turn_discount: float = Field(default=1.0, ge=0, le=1)

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from services.common.config.base import Section
+from services.common.config.base import HttpUrl, Section
 
 ServiceName = Literal["trajectory_store", "policy_server", "policy_proxy", "user_simulator", "agent_runner", "trainer"]
 SERVICE_NAMES: tuple[ServiceName, ...] = get_args(ServiceName)
@@ -16,7 +16,7 @@ class Endpoint(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(ge=1, le=65535)
-    url: str | None = None
+    url: HttpUrl | None = None
     """Where the others reach it; default http://host:port. ``FRONTDESK_<NAME>_URL`` in the environment wins."""
 
 
@@ -79,7 +79,7 @@ class ProxyService(Endpoint):
     """policy_proxy."""
 
     port: int = 8102
-    server_urls: list[str] = []
+    server_urls: list[HttpUrl] = []
     """SGLang servers behind the proxy; default the policy_server of this config."""
     call_timeout_s: float = 300.0
     pause_deadline_s: float = 60.0
@@ -93,7 +93,7 @@ class ProxyService(Endpoint):
     server_api: Literal["generate", "chat"] = "generate"
     """Which of SGLang's routes generates: ``/generate``, or chat completions with ``input_ids`` and ``return_token_ids``, which cannot
     stream: a client that streams then gets its tokens at once when the answer is complete."""
-    router_url: str | None = None
+    router_url: HttpUrl | None = None
     """An sglang-router: generation goes through it, while each of ``server_urls`` is watched and updated directly."""
     pause_mode: Literal["abort", "wait", "retract", "in_place"] = "abort"
     """What a weight update does to running calls: ends them and sends what they have back for the rest under the new weights (abort), lets
@@ -130,7 +130,7 @@ class WrappedServerConfig(Section):
 
     command: list[str] = Field(min_length=1)
     """Such as ``python -m sglang.launch_server …``, word by word; nothing is expanded."""
-    ready_url: str
+    ready_url: HttpUrl
     """Answers 2xx once the server can serve, such as ``http://127.0.0.1:30000/health``."""
     start_timeout_s: float = Field(default=1800.0, gt=0)
     """From the start to the first answer of ``ready_url``; a 72B model takes minutes to load."""
