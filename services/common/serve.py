@@ -52,6 +52,9 @@ def serve(name: ServiceName, build: BuildApp) -> None:
         port=port,
         access_log=False,
         log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
     )

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 
+from services.common.app import hot_route
 from services.common.errors import NotFound, ServiceError, TooLarge
 from services.common.wire.rollouts import Id
 from services.policy_proxy import chat, openapi
@@ -77,8 +78,13 @@ def _add(routes: APIRouter, path: str, tag: str, body: Json, handle: Handler) ->
     async def by_key(request: Request) -> Response:
         return await handle(request, "")
 
+    async def hot(request: Request) -> Response:
+        return await handle(request, request.path_params.get("sid", ""))
+
     name = path.strip("/").replace("/", "_")
     for base, endpoint in ((BY_PATH, by_path), (BY_KEY, by_key)):
+        routes.routes.append(hot_route(base + path, hot, "POST"))
+        # For the OpenAPI document: the one above is matched first.
         routes.add_api_route(
             base + path,
             endpoint,

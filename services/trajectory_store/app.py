@@ -11,7 +11,6 @@ from services.common.config import ExperimentConfig
 from services.trajectory_store.admission import BodyBudget
 from services.trajectory_store.dumper import Dumper
 from services.trajectory_store.routes import batches, events, ledger, queue, rollouts, sessions, trajectories
-from services.trajectory_store.routes.lean import put_lean_routes_first
 from services.trajectory_store.tenants import Tenants, TrialPath, check_own_name
 from services.trajectory_store.upkeep import Upkeep
 
@@ -41,7 +40,6 @@ def create_app(config: ExperimentConfig) -> FastAPI:
     routers = [each.router() for each in (sessions, rollouts, trajectories, batches, queue, events, ledger)]
     app = common.create_app("trajectory_store", lifespan=lifespan, readiness=readiness, routers=routers)
     app.add_middleware(TrialPath)
-    put_lean_routes_first(app, routers)
     app.state.tenants = tenants
     app.state.listeners = set()
     app.state.bodies = BodyBudget(settings.max_body_mb * 2**20, settings.max_inflight_body_mb * 2**20)

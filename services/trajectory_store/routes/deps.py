@@ -7,9 +7,8 @@ from typing import Annotated
 import zstandard
 from fastapi import APIRouter, Depends, Path, Request, Response
 from starlette.requests import ClientDisconnect
-from starlette.routing import Route
 
-from services.common.app import check_admin
+from services.common.app import check_admin, hot_route
 from services.common.errors import BadRequest
 from services.common.http import MSGPACK
 from services.common.ids import ID_PATTERN, is_valid_id
@@ -52,18 +51,13 @@ def guarded_router(tag: str) -> APIRouter:
 
 
 def add_raw_route(routes: APIRouter, path: str, endpoint: Callable[[Request], Awaitable[Response]], method: str) -> None:
-    """A guarded route without FastAPI's argument handling, which costs as much as the work of the hottest routes.
-
-    Such a route checks its arguments itself and is documented in docs/wire.md only.
-    """
+    """A guarded `hot_route`, documented in docs/wire.md only."""
 
     async def handle(request: Request) -> Response:
-        request.scope["route"] = route
         await guard(request)
         return await endpoint(request)
 
-    route = Route(routes.prefix + path, handle, methods=[method])
-    routes.routes.append(route)
+    routes.routes.append(hot_route(routes.prefix + path, handle, method))
 
 
 @asynccontextmanager

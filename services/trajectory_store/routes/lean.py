@@ -4,15 +4,15 @@ The endpoint is an ordinary FastAPI endpoint and stays in the OpenAPI document; 
 in by hand. Refuses, when the route is added, any parameter that it does not know.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from inspect import signature
 from typing import Any, cast, get_type_hints
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from starlette.routing import Route
 
+from services.common.app import hot_route
 from services.trajectory_store.routes.deps import PathId, StoreDep, body_of, guard, path_id, store_of
 
 Endpoint = Callable[..., Awaitable[Any]]
@@ -30,22 +30,15 @@ def add_lean_route(routes: APIRouter, path: str, endpoint: Endpoint, method: str
     fills = _fills(endpoint, path)
 
     async def handle(request: Request) -> Response:
-        request.scope["route"] = route
         await guard(request)
         answer = await endpoint(**{name: await fill(request) for name, fill in fills.items()})
         if isinstance(answer, Response):
             return answer
         return Response(cast("BaseModel", answer).model_dump_json(), status, media_type=JSON)
 
-    route = Route(routes.prefix + path, handle, methods=[method])
     # The first route that fits is taken, so the second one only documents.
-    routes.routes.append(route)
+    routes.routes.append(hot_route(routes.prefix + path, handle, method))
     routes.add_api_route(path, endpoint, methods=[method], status_code=status, **documented)
-
-
-def put_lean_routes_first(app: FastAPI, routers: Sequence[APIRouter]) -> None:
-    """Matches the routes that FastAPI does not handle before all others, and not through the routers they came with."""
-    app.router.routes[:0] = [route for router in routers for route in router.routes if type(route) is Route]
 
 
 def _fills(endpoint: Endpoint, path: str) -> Mapping[str, Fill]:
