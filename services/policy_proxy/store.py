@@ -3,13 +3,14 @@
 from typing import NoReturn
 
 import msgspec
-import orjson
 
 from services.common.errors import BadRequest, Conflict, NotFound, RemoteError, Unavailable
-from services.common.http import MSGPACK, ServiceClient
+from services.common.http import ServiceClient
+from services.common.wire.call_log import LogEntry
 from services.common.wire.calls import CallRecord, decode_call, encode_call
 from services.common.wire.sessions import GrantBody, GrantReply, IntentsReply, OpenSessionBody, Reward, RewardsReply, SessionKeyReply
 from services.common.wire.store import PolicyVersion, SealBody, SessionView
+from services.policy_proxy.call_log import CallLog
 
 RETRY_S = 30.0
 """Long enough for a store that was killed to come back; then the agent's own retry takes over."""
@@ -20,6 +21,7 @@ class Store:
 
     def __init__(self, client: ServiceClient) -> None:
         self._client = client
+        self._log = CallLog(client, RETRY_S)
 
     async def open_session(self, session_id: str, body: OpenSessionBody | None = None) -> SessionView:
         """Creates the session where it is new; with a body that asks for it, only where it is new (`Conflict`)."""
@@ -46,9 +48,7 @@ class Store:
 
     async def intend(self, session_id: str, call_id: str, digest: str) -> int:
         """Says that a call is about to leave for a policy server; how many calls are recorded."""
-        return int(
-            orjson.loads(await self._request("POST", f"/v1/sessions/{session_id}/intents/{call_id}", json={"digest": digest}))["n_calls"]
-        )
+        return await self._write(LogEntry(session_id, call_id, digest))
 
     async def intents(self, session_id: str) -> dict[str, str]:
         """Calls begun and not recorded, with the digests of their bodies."""
@@ -64,8 +64,7 @@ class Store:
 
     async def record(self, record: CallRecord) -> None:
         """Makes a call durable."""
-        path = f"/v1/sessions/{record.session_id}/calls/{record.call_id}"
-        await self._request("PUT", path, data=encode_call(record), content_type=MSGPACK)
+        await self._write(LogEntry(record.session_id, record.call_id, record=encode_call(record)))
 
     async def seal(self, session_id: str, *, exported: bool = False) -> SessionView:
         """Closes a session for good; ``exported``: for rewards too, because its calls were handed out."""
@@ -87,18 +86,15 @@ class Store:
             return str(error)
         return "ok"
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        json: object = None,
-        data: bytes | None = None,
-        content_type: str = "application/json",
-        retry_s: float = RETRY_S,
-    ) -> bytes:
+    async def _write(self, entry: LogEntry) -> int:
         try:
-            return await self._client.request(method, path, json=json, data=data, content_type=content_type, retry_s=retry_s)
+            return await self._log.write(entry)
+        except RemoteError as error:
+            _raise_ours(error)
+
+    async def _request(self, method: str, path: str, *, json: object = None, retry_s: float = RETRY_S) -> bytes:
+        try:
+            return await self._client.request(method, path, json=json, retry_s=retry_s)
         except RemoteError as error:
             _raise_ours(error)
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from services.common.wire.call_log import LogEntry, LogOutcome, decode_entries, encode_log
 from services.common.wire.calls import CallRecord, decode_call
 
 
@@ -36,8 +37,7 @@ class FakeStore:
                 Route("/healthz", self.healthz),
                 Route("/v1/sessions/{sid}", self.open, methods=["PUT"]),
                 Route("/v1/sessions/{sid}", self.view),
-                Route("/v1/sessions/{sid}/intents/{call_id}", self.begin, methods=["POST"]),
-                Route("/v1/sessions/{sid}/calls/{call_id}", self.record, methods=["PUT"]),
+                Route("/v1/call_log", self.log, methods=["POST"]),
                 Route("/v1/sessions/{sid}/calls", self.calls),
                 Route("/v1/sessions/{sid}/rewards", self.rewards),
                 Route("/v1/sessions/{sid}/seal", self.seal, methods=["POST"]),
@@ -63,27 +63,28 @@ class FakeStore:
     async def view(self, request: Request) -> Response:
         return self._view(request) if request.path_params["sid"] in self.sessions else _problem(404, "session_unknown")
 
-    async def begin(self, request: Request) -> Response:
-        session = self.sessions.get(request.path_params["sid"])
-        if session is None or session.sealed:
-            return _problem(409, "session_sealed") if session else _problem(404, "session_unknown")
-        call_id, digest = request.path_params["call_id"], (await request.json())["digest"]
-        if session.intents.setdefault(call_id, digest) != digest:
-            return _problem(409, "digest_mismatch")
-        return JSONResponse({"n_calls": len(session.calls)})
-
-    async def record(self, request: Request) -> Response:
-        session = self.sessions[request.path_params["sid"]]
-        data = await request.body()
-        await asyncio.sleep(self.record_delay_s)
-        if session.sealed:
-            return _problem(409, "session_sealed")
-        session.calls.setdefault(request.path_params["call_id"], data)
-        session.intents.pop(request.path_params["call_id"], None)
-        if self.lose_answers:
+    async def log(self, request: Request) -> Response:
+        entries = decode_entries(await request.body())
+        if any(entry.record for entry in entries):
+            await asyncio.sleep(self.record_delay_s)
+        outcomes = [self._line(entry) for entry in entries]
+        if self.lose_answers and any(entry.record for entry in entries):
             self.lose_answers -= 1
             return _problem(500, "lost")
-        return Response(status_code=204)
+        return Response(encode_log(outcomes), media_type="application/msgpack")
+
+    def _line(self, entry: LogEntry) -> LogOutcome:
+        session, call_id = self.sessions.get(entry.session_id), entry.call_id
+        if session is None:
+            return LogOutcome(404, 0, "session_unknown")
+        if session.sealed:
+            return LogOutcome(409, 0, "session_sealed")
+        if entry.record:
+            session.calls.setdefault(call_id, entry.record)
+            session.intents.pop(call_id, None)
+        elif session.intents.setdefault(call_id, entry.digest) != entry.digest:
+            return LogOutcome(409, 0, "digest_mismatch")
+        return LogOutcome(200, len(session.calls))
 
     async def calls(self, request: Request) -> Response:
         session = self.sessions.get(request.path_params["sid"])

@@ -26,6 +26,7 @@ from typing import Any
 import httpx
 from mortal_redis import MortalRedis
 from store_helpers import (
+    LineRefusedError,
     StoreClient,
     StoreProcess,
     episode_ids,
@@ -92,9 +93,10 @@ def play(url: str, folder: Path, name: str) -> None:
                     patiently(store.begin, session_id, record.call_id)
                     patiently(store.record, record)
                 patiently(store.seal, session_id)
-            except httpx.HTTPStatusError as error:
+            except (httpx.HTTPStatusError, LineRefusedError) as error:
                 # A lost lease was played again under another attempt, or Redis lost the session in a power cut.
-                assert error.response.status_code in (404, 409), error.response.text
+                status = error.status if isinstance(error, LineRefusedError) else error.response.status_code
+                assert status in (404, 409), error
                 failed = True
             trajectory = make_trajectory(request, session_id=session_id, who="env" if failed else "")
             outcome = patiently(store.put, trajectory, lease_id)

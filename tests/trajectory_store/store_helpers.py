@@ -22,6 +22,7 @@ import redis
 import uvicorn
 
 from services.common.config import ExperimentConfig
+from services.common.wire.call_log import LogEntry, LogOutcome, decode_outcomes, encode_log
 from services.common.wire.calls import CallRecord, encode_call, pack_ids, pack_logprobs
 from services.common.wire.rollouts import (
     Demonstration,
@@ -248,6 +249,14 @@ class StoreProcess:
             self._process = None
 
 
+class LineRefusedError(Exception):
+    """The outcome of a line of the call log that was not written."""
+
+    def __init__(self, outcome: LogOutcome) -> None:
+        super().__init__(str(outcome))
+        self.status = outcome.status
+
+
 class StoreClient:
     """A blocking client of the store with the routes' names; answers other than 2xx raise httpx.HTTPStatusError."""
 
@@ -290,12 +299,27 @@ class StoreClient:
     def open(self, session_id: str) -> dict[str, Any]:
         return self.call("PUT", f"/v1/sessions/{session_id}", {})
 
-    def begin(self, session_id: str, call_id: str, digest: str = "d") -> None:
-        self.call("POST", f"/v1/sessions/{session_id}/intents/{call_id}", {"digest": digest})
+    def begin(self, session_id: str, call_id: str, digest: str = "d") -> int:
+        return self._write(session_id, call_id, digest).n_calls
 
     def record(self, record: CallRecord) -> None:
-        path = f"/v1/sessions/{record.session_id}/calls/{record.call_id}"
-        self.http.put(path, content=encode_call(record), headers={"Content-Type": "application/msgpack"}).raise_for_status()
+        self._write(record.session_id, record.call_id, encode_call(record))
+
+    def _write(self, session_id: str, call_id: str, value: str | bytes) -> LogOutcome:
+        [outcome] = self.log((session_id, call_id, value))
+        if outcome.status != 200:
+            raise LineRefusedError(outcome)
+        return outcome
+
+    def log(self, *lines: tuple[str, str, str | bytes]) -> list[LogOutcome]:
+        """Session, call, and a digest or an encoded record."""
+        entries = [
+            LogEntry(session, call, value) if isinstance(value, str) else LogEntry(session, call, record=value)
+            for session, call, value in lines
+        ]
+        answer = self.http.post("/v1/call_log", content=encode_log(entries))
+        answer.raise_for_status()
+        return decode_outcomes(answer.content)
 
     def seal(self, session_id: str) -> dict[str, Any]:
         return self.call("POST", f"/v1/sessions/{session_id}/seal", {})

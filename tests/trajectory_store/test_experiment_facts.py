@@ -62,7 +62,7 @@ def test_the_admin_key_guards_every_route_where_one_is_set(store: StoreClient, m
     monkeypatch.setenv("FRONTDESK_ADMIN_KEY", "k" * 20)
     assert store.status("GET", "/v1/stats")[0] == 401
     assert store.status("PUT", "/v1/sessions/s1", {})[0] == 401
-    assert store.status("POST", "/v1/sessions/s1/intents/c1", {"digest": "d"}, headers={"Authorization": "Bearer wrong"})[0] == 403
+    assert store.status("POST", "/v1/call_log", [], headers={"Authorization": "Bearer wrong"})[0] == 403
     assert store.status("GET", "/v1/stats", headers={"Authorization": "Bearer " + "k" * 20})[0] == 200
     assert store.status("GET", "/readyz")[0] == 200
 
@@ -84,4 +84,4 @@ def test_routes_are_documented_and_counted(store: StoreClient) -> None:
     gauge = 'frontdesk_trajectory_store_episodes{count="queued",kind="train",trial="store-tests/t0"}'
     wait_until(lambda: gauge in store.http.get("/metrics").text, what="the gauges")
     metrics = store.http.get("/metrics").text
-    assert 'http_requests_total{method="POST",route="/v1/sessions/{session_id}/intents/{call_id}",status="200"}' in metrics
+    assert 'http_requests_total{method="POST",route="/v1/call_log",status="200"}' in metrics

@@ -8,6 +8,7 @@ import pytest
 import redis
 from store_helpers import EXPERIMENT, TRIAL, RedisServer, StoreClient, make_call, make_config, make_group, make_request, make_trajectory
 
+from services.common.wire.call_log import LogEntry
 from services.common.wire.calls import encode_call
 from services.trajectory_store.keys import Keys
 from services.trajectory_store.store import Store, build_store
@@ -79,11 +80,11 @@ def test_a_grant_lets_one_session_begin(store: StoreClient) -> None:
 
 def test_intents_say_what_was_begun_and_how_much_is_recorded(store: StoreClient) -> None:
     store.open("s1")
-    assert store.call("POST", "/v1/sessions/s1/intents/s1-call0", {"digest": "a"}) == {"n_calls": 0}
+    assert store.begin("s1", "s1-call0", "a") == 0
     assert store.call("GET", "/v1/sessions/s1/intents") == {"items": {"s1-call0": "a"}}
     for _ in range(2):
         store.record(make_call("s1"))
-    assert store.call("POST", "/v1/sessions/s1/intents/c1", {"digest": "b"}) == {"n_calls": 1}
+    assert store.begin("s1", "c1", "b") == 1
     assert store.call("GET", "/v1/sessions/s1/intents") == {"items": {"c1": "b"}}
 
 
@@ -100,16 +101,15 @@ async def test_idle_sessions_are_forgotten_with_the_reason(parts: Store) -> None
     for name in ("unused", "unsealed", "incomplete", "unclaimed", "exported", "claimed", "busy"):
         await sessions.open(name)
         if name != "unused":
-            await sessions.begin(name, "c0", "d")
-            await sessions.record(name, "c0", encode_call(make_call(name, 0, "c0")))
-    await sessions.begin("incomplete", "c1", "d")
+            await sessions.log([LogEntry(name, "c0", "d"), LogEntry(name, "c0", record=encode_call(make_call(name, 0, "c0")))])
+    await sessions.log([LogEntry("incomplete", "c1", "d")])
     for name in ("incomplete", "unclaimed", "claimed"):
         await sessions.seal(name)
     assert (await sessions.seal("exported", exported=True)).closed == "exported"
     await parts.trajectories.put(make_trajectory(make_request("e1"), session_id="claimed"), "")
     assert await sessions.sweep() == []
     await asyncio.sleep(0.7)
-    await sessions.begin("busy", "c1", "d")
+    await sessions.log([LogEntry("busy", "c1", "d")])
     await asyncio.sleep(0.5)
     swept = {item.session_id: (item.reason, item.n_calls) for item in await sessions.sweep()}
     assert swept == {

@@ -1,16 +1,10 @@
 """Sessions: intents, call records, sealing, and what makes a session incomplete."""
 
 import msgspec
-from store_helpers import StoreClient, make_call, make_request, make_trajectory
+import redis
+from store_helpers import RedisServer, StoreClient, make_call, make_request, make_trajectory
 
 from services.common.wire.calls import CallRecord, decode_call, encode_call
-
-MSGPACK = {"Content-Type": "application/msgpack"}
-
-
-def put_call(store: StoreClient, path: str, body: bytes) -> tuple[int, str]:
-    answer = store.http.put(path, content=body, headers=MSGPACK)
-    return answer.status_code, answer.text
 
 
 def test_calls_come_back_byte_for_byte_in_ordinal_order(store: StoreClient) -> None:
@@ -43,17 +37,16 @@ def test_an_intent_is_open_until_its_call_is_recorded(store: StoreClient) -> Non
 def test_a_call_id_belongs_to_one_request(store: StoreClient) -> None:
     store.open("s1")
     store.begin("s1", "c1", digest="a")
-    status, error = store.status("POST", "/v1/sessions/s1/intents/c1", {"digest": "b"})
-    assert (status, error["error"]["code"]) == (409, "digest_mismatch")
+    [outcome] = store.log(("s1", "c1", "b"))
+    assert (outcome.status, outcome.code) == (409, "digest_mismatch")
 
 
 def test_a_sealed_session_takes_nothing_new(store: StoreClient) -> None:
     [record] = store.play_session("s1", 1)
     assert store.seal("s1")["sealed"] is True
     assert store.status("PUT", "/v1/sessions/s1", {})[0] == 409
-    status, error = store.status("POST", "/v1/sessions/s1/intents/c9", {"digest": "d"})
-    assert (status, error["error"]["code"]) == (409, "session_sealed")
-    assert put_call(store, "/v1/sessions/s1/calls/c9", encode_call(make_call("s1", 1, "c9")))[0] == 409
+    outcomes = store.log(("s1", "c9", "d"), ("s1", "c9", encode_call(make_call("s1", 1, "c9"))))
+    assert [(outcome.status, outcome.code) for outcome in outcomes] == [(409, "session_sealed")] * 2
     store.record(record)
     assert store.view("s1")["n_calls"] == 1
 
@@ -64,8 +57,8 @@ def test_opening_is_idempotent_and_unknown_sessions_are_404(store: StoreClient) 
     assert first["created_at"] > 0
     for method, path in (("GET", ""), ("POST", "/seal"), ("GET", "/calls")):
         assert store.status(method, f"/v1/sessions/nobody{path}", {})[0] == 404
-    assert store.status("POST", "/v1/sessions/nobody/intents/c1", {"digest": "d"})[0] == 404
-    assert put_call(store, "/v1/sessions/nobody/calls/c1", encode_call(make_call("nobody", 0, "c1")))[0] == 404
+    outcomes = store.log(("nobody", "c1", "d"), ("nobody", "c1", encode_call(make_call("nobody", 0, "c1"))))
+    assert [(outcome.status, outcome.code) for outcome in outcomes] == [(404, "session_unknown")] * 2
 
 
 def test_bad_call_records_are_refused_with_the_reason(store: StoreClient) -> None:
@@ -78,13 +71,44 @@ def test_bad_call_records_are_refused_with_the_reason(store: StoreClient) -> Non
         (encode_call(make_call("s1", 0, "other")), "call other of session s1"),
         (encode_call(make_call("s2", 0, "c1")), "call c1 of session s2"),
     ):
-        status, text = put_call(store, "/v1/sessions/s1/calls/c1", body)
-        assert status == 400
-        assert reason in text
-    assert put_call(store, "/v1/sessions/s1/calls/bad%20id", encode_call(record))[0] == 400
-    for body in (b"[]", b"{", b'{"digest": 5}'):
-        assert store.http.post("/v1/sessions/s1/intents/c1", content=body).status_code == 400
+        [outcome] = store.log(("s1", "c1", body))
+        assert outcome.status == 400
+        assert reason in outcome.detail
+    assert [outcome.status for outcome in store.log(("s1", "bad id", encode_call(record)), ("s 1", "c1", "d"))] == [400, 400]
+    assert [outcome.status for outcome in store.log(("s1", "c1", "d" * 257), ("s1", "c1", "d" * 256))] == [400, 200]
+    for body in (b"", b"[]", b"\x91\x93\xa1s\xa1c\x05"):
+        assert store.http.post("/v1/call_log", content=body).json()["code"] == "bad_call_log"
+    assert store.log() == []
     assert store.view("s1")["n_calls"] == 0
+
+
+def test_lines_of_many_sessions_are_written_in_order_and_each_has_its_own_outcome(store: StoreClient) -> None:
+    for name in ("s1", "s2"):
+        store.open(name)
+    calls = {name: encode_call(make_call(name, 0, "c1")) for name in ("s1", "s2", "s3")}
+    lines = [
+        ("s1", "c1", "d"),
+        ("s3", "c1", "d"),
+        ("s1", "c1", calls["s1"]),
+        ("s1", "c2", "e"),
+        ("s2", "c1", b"?"),
+        ("s2", "c1", calls["s2"]),
+    ]
+    for _ in range(2):
+        outcomes = store.log(*lines)
+        assert [outcome.status for outcome in outcomes] == [200, 404, 200, 200, 400, 200]
+        assert outcomes[3].n_calls == 1
+    assert store.view("s1")["open_intents"] == ["c2"]
+    assert [store.view(name)["n_calls"] for name in ("s1", "s2")] == [1, 1]
+
+
+def test_a_redis_that_has_forgotten_the_scripts_is_told_them(store: StoreClient, redis_server: RedisServer) -> None:
+    store.open("s1")
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.script_flush()
+    lines = [("s1", "c1", "d"), ("s1", "c1", encode_call(make_call("s1", 0, "c1")))]
+    assert [outcome.status for outcome in store.log(*lines, *lines)] == [200] * 4
+    assert store.view("s1")["n_calls"] == 1
 
 
 def test_only_whole_sealed_sessions_are_complete_in_a_batch(store: StoreClient) -> None:

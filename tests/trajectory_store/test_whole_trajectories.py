@@ -24,6 +24,7 @@ from store_helpers import (
     wait_until,
 )
 
+from services.common.wire.call_log import LogEntry
 from services.common.wire.calls import CallRecord, encode_call
 from services.common.wire.rollouts import Trajectory
 from services.common.wire.store import WholeTrajectory
@@ -55,7 +56,7 @@ def test_one_request_stores_messages_and_tokens(store: StoreClient, zstd: bool) 
     assert put_whole(store, trajectory, calls, lease=lease["lease_id"]) == (200, {"outcome": "duplicate"})
     view = store.view("s1")
     assert (view["sealed"], view["n_calls"], view["open_intents"]) == (True, 30, [])
-    assert store.status("POST", "/v1/sessions/s1/intents/c9", {"digest": "d"})[0] == 409
+    assert store.log(("s1", "c9", "d"))[0].status == 409
     [episode] = store.lease_batch().groups[0].episodes
     assert episode.complete
     assert episode.calls == calls
@@ -149,7 +150,7 @@ async def test_packing_spills_too(redis_server: RedisServer, tmp_path: Path) -> 
     records = [noisy_call("s1", ordinal) for ordinal in range(3)]
     await store.sessions.open("s1")
     for record in records:
-        await store.sessions.record("s1", record.call_id, encode_call(record))
+        await store.sessions.log([LogEntry("s1", record.call_id, record=encode_call(record))])
     await store.sessions.seal("s1")
     await store.trajectories.put(make_trajectory(make_request("e1"), session_id="s1"), "")
     assert await store.sessions.pack() == 1

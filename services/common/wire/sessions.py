@@ -46,13 +46,6 @@ class OpenSessionBody(Wire):
     """Where it is given a new session takes one grant; so many there are before the first one is granted or taken."""
 
 
-class IntentReply(Wire):
-    """POST /v1/sessions/{session_id}/intents/{call_id}."""
-
-    n_calls: int
-    """Calls that are recorded."""
-
-
 class IntentsReply(Wire):
     """GET /v1/sessions/{session_id}/intents: calls begun and not recorded."""
 

@@ -82,6 +82,10 @@ class Script:
     sha: str
 
 
+Run = tuple[Script, str, Sequence[Argument]]
+"""A script, its key and its arguments."""
+
+
 @cache
 def script(name: str) -> Script:
     """One script, by the name of its file."""
@@ -184,13 +188,24 @@ class Server:
 
     async def evaluate(self, wanted: Script, key: str, arguments: Sequence[Argument]) -> Any:
         """The answer of a script, which Redis is told where it does not have it. Raises `Unavailable`."""
+        [answer] = await self.evaluate_all([(wanted, key, arguments)])
+        return answer
+
+    async def evaluate_all(self, runs: Sequence[Run]) -> list[Any]:
+        """The answers of some scripts, which run in order. Raises `Unavailable`, where some may have run."""
+        if not runs:
+            return []
+        at = runs[0][1]
         with failures_as_unavailable():
-            [answer] = await self.link.send(key, [("EVALSHA", wanted.sha, 1, key, *arguments)])
-            if isinstance(answer, NoScriptError):
-                [answer] = await self.link.send(key, [("EVAL", wanted.text, 1, key, *arguments)])
-            if isinstance(answer, ResponseError):
-                raise answer
-            return answer
+            answers = await self.link.send(at, [("EVALSHA", wanted.sha, 1, key, *arguments) for wanted, key, arguments in runs])
+            missing = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+            texts = [("EVAL", runs[place][0].text, 1, runs[place][1], *runs[place][2]) for place in missing]
+            for place, answer in zip(missing, await self.link.send(at, texts), strict=True):
+                answers[place] = answer
+            for answer in answers:
+                if isinstance(answer, ResponseError):
+                    raise answer
+            return answers
 
 
 class Database:
@@ -207,6 +222,10 @@ class Database:
     async def run_on_session(self, name: str, session_id: str, *arguments: Argument) -> Any:
         """Runs a session script on one session. Raises `Unavailable`."""
         return await self.server.evaluate(script(name), self.keys.session(session_id), arguments)
+
+    async def run_on_sessions(self, wanted: Sequence[tuple[str, str, Sequence[Argument]]]) -> list[Any]:
+        """Runs session scripts, each named with its session and its arguments, in order. Raises `Unavailable`, where some may have run."""
+        return await self.server.evaluate_all([(script(name), self.keys.session(session_id), args) for name, session_id, args in wanted])
 
     async def many(self, commands: Sequence[Command]) -> list[Any]:
         """The plain answers of some commands that need not be seen at one moment, in order. Raises `Unavailable`."""

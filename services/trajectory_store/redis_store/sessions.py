@@ -1,6 +1,6 @@
 """Owns sessions in Redis: intents, call records, rewards, sealing, packing, and forgetting those that nobody finished.
 
-`begin` and `record` run once for every call of the policy, so each is one round trip and nothing is decoded.
+`log` runs twice for every call of the policy, so it is one round trip for all calls that wait and nothing is decoded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.errors import BadRequest, Conflict, NotFound
+from services.common.wire.call_log import LogEntry, LogOutcome
 from services.common.wire.sessions import OpenSessionBody, Reward
 from services.common.wire.store import SessionView
 from services.trajectory_store.redis_store.database import Database, pairs
+from services.trajectory_store.redis_store.link import Argument
 from services.trajectory_store.redis_store.prefixes import Prefixes
 from services.trajectory_store.spill import Bodies
 from services.trajectory_store.token_join import CALL, INTENT, TREE, calls_in_order
@@ -66,26 +68,15 @@ class Sessions:
         """Lets one more session begin; how many may now."""
         return int(await self._database.run("grant", initial))
 
-    async def begin(self, session_id: str, call_id: str, digest: str) -> int:
-        """Notes that a call leaves for the policy; how many calls are recorded.
-
-        Raises `NotFound`, or `Conflict` where sealed or begun with another digest.
-        """
-        intent, call = _fields(call_id)
-        outcome, *recorded = await self._database.run_on_session("session_begin", session_id, intent, call, digest)
-        if outcome == b"digest":
-            raise Conflict(f"call {call_id} was begun with another digest; a new request needs a new call id", code="digest_mismatch")
-        _check(session_id, outcome)
-        return int(recorded[0])
+    async def log(self, entries: Sequence[LogEntry]) -> list[LogOutcome]:
+        """Writes intents and records in order. What the session says against a line is its outcome: 404, or 409 where it is sealed or
+        the call was begun with another digest."""
+        answers = await self._database.run_on_sessions([_log_script(entry) for entry in entries])
+        return [_log_outcome(entry, answer) for entry, answer in zip(entries, answers, strict=True)]
 
     async def intents(self, session_id: str) -> dict[str, str]:
         """Calls begun and not recorded, with their digests. Raises `NotFound`."""
         return {name.decode(): digest.decode() for name, digest in (await self._prefixed(session_id, INTENT)).items()}
-
-    async def record(self, session_id: str, call_id: str, record: bytes) -> None:
-        """Stores a call and closes its intent. Raises `NotFound`, or `Conflict` where sealed without this call."""
-        intent, call = _fields(call_id)
-        _check(session_id, await self._database.run_on_session("session_record", session_id, intent, call, record))
 
     async def reward(self, session_id: str, reward: Reward) -> None:
         """Keeps a reward in the place of the one before. Raises `NotFound`, `BadRequest` for an unknown call, `Conflict` once closed."""
@@ -166,8 +157,21 @@ class Sessions:
             await self._prefixes.restore(tree.digest)  # the entry is still on the list
 
 
-def _fields(call_id: str) -> tuple[bytes, bytes]:
-    return INTENT + call_id.encode(), CALL + call_id.encode()
+def _log_script(entry: LogEntry) -> tuple[str, str, Sequence[Argument]]:
+    call_id = entry.call_id.encode()
+    name = "session_record" if entry.record else "session_begin"
+    return name, entry.session_id, (INTENT + call_id, CALL + call_id, entry.record or entry.digest)
+
+
+def _log_outcome(entry: LogEntry, reply: Any) -> LogOutcome:
+    outcome, n_calls = (reply, 0) if isinstance(reply, bytes) else (reply[0], int(reply[1]) if len(reply) > 1 else 0)
+    if outcome == b"ok":
+        return LogOutcome(200, n_calls)
+    if outcome == b"digest":
+        detail = f"call {entry.call_id} was begun with another digest; a new request needs a new call id"
+        return LogOutcome(409, 0, "digest_mismatch", detail)
+    error = _unknown(entry.session_id) if outcome == b"unknown" else _sealed(entry.session_id)
+    return LogOutcome(error.status, 0, error.code, error.detail)
 
 
 def _check(session_id: str, reply: bytes) -> None:

@@ -2,15 +2,15 @@
 
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Path, Request, Response
 
 from services.common.errors import BadRequest
-from services.common.wire.calls import CallRecord, decode_call
+from services.common.ids import is_valid_id
+from services.common.wire.call_log import LogEntry, LogOutcome, decode_entries, encode_log
+from services.common.wire.calls import decode_call
 from services.common.wire.sessions import (
     GrantBody,
     GrantReply,
-    IntentReply,
     IntentsReply,
     OpenSessionBody,
     Reward,
@@ -18,17 +18,16 @@ from services.common.wire.sessions import (
     SessionKeyReply,
 )
 from services.common.wire.store import SealBody, SessionView
-from services.trajectory_store.routes.deps import PathId, StoreDep, add_raw_route, body_of, guarded_router, msgpack, path_id, store_of
+from services.trajectory_store.routes.deps import PathId, StoreDep, add_raw_route, body_of, guarded_router, msgpack, store_of
 from services.trajectory_store.token_join import encode_calls
 
 MAX_DIGEST = 256
 
 
 def router() -> APIRouter:
-    """``/v1/sessions``, ``/v1/session_keys``, ``/v1/grants``."""
+    """``/v1/sessions``, ``/v1/call_log``, ``/v1/session_keys``, ``/v1/grants``."""
     routes = guarded_router("sessions")
-    add_raw_route(routes, "/sessions/{session_id}/intents/{call_id}", begin_call, "POST")
-    add_raw_route(routes, "/sessions/{session_id}/calls/{call_id}", record_call, "PUT")
+    add_raw_route(routes, "/call_log", log_calls, "POST")
     routes.add_api_route("/sessions/{session_id}", open_session, methods=["PUT"])
     routes.add_api_route("/sessions/{session_id}", view_session, methods=["GET"])
     routes.add_api_route("/sessions/{session_id}/seal", seal_session, methods=["POST"])
@@ -41,28 +40,17 @@ def router() -> APIRouter:
     return routes
 
 
-async def begin_call(request: Request) -> Response:
-    """Body ``{"digest": …}``: the call leaves for a policy server now."""
-    session_id, call_id = path_id(request, "session_id"), path_id(request, "call_id")
+async def log_calls(request: Request) -> Response:
+    """Body: a msgpack call log. Every line is durable, or was refused with the reason, once this answers."""
     async with body_of(request) as body:
-        digest = _digest(body)
-    n_calls = await (await store_of(request)).sessions.begin(session_id, call_id, digest)
-    return Response(orjson.dumps(IntentReply(n_calls=n_calls).model_dump()), media_type="application/json")
-
-
-async def record_call(request: Request) -> Response:
-    """Body: a msgpack `CallRecord`, durable once this answers. The same call again is ignored."""
-    session_id, call_id = path_id(request, "session_id"), path_id(request, "call_id")
-    async with body_of(request) as body:
-        record = _record(body)
-        if (record.session_id, record.call_id) != (session_id, call_id):
-            raise BadRequest(
-                f"session_id, call_id: the record is call {record.call_id} of session {record.session_id}, "
-                f"the path says {call_id} of {session_id}",
-                param="call_id",
-            )
-        await (await store_of(request)).sessions.record(session_id, call_id, body)
-    return Response(status_code=204)
+        try:
+            entries = decode_entries(body)
+        except ValueError as error:
+            raise BadRequest(str(error), code="bad_call_log") from error
+        refused = {place: refusal for place, entry in enumerate(entries) if (refusal := _refusal(entry))}
+        good = [entry for place, entry in enumerate(entries) if place not in refused]
+        written = iter(await (await store_of(request)).sessions.log(good))
+    return msgpack(encode_log([refused.get(place) or next(written) for place in range(len(entries))]))
 
 
 async def open_session(session_id: PathId, store: StoreDep, body: OpenSessionBody | None = None) -> SessionView:
@@ -111,18 +99,20 @@ async def grant(body: GrantBody, store: StoreDep) -> GrantReply:
     return GrantReply(capacity=await store.sessions.grant(body.initial))
 
 
-def _digest(body: bytes) -> str:
+def _refusal(entry: LogEntry) -> LogOutcome | None:
+    """Why a line cannot be written, whatever the session says of it."""
+    for name, value in (("session_id", entry.session_id), ("call_id", entry.call_id)):
+        if not is_valid_id(value):
+            return LogOutcome(400, 0, "bad_request", f"{name}: {value!r} is not an id; use letters, digits and . _ : - (at most 160)")
+    if len(entry.digest) > MAX_DIGEST:
+        return LogOutcome(400, 0, "bad_request", f"digest: at most {MAX_DIGEST} characters")
+    if not entry.record:
+        return None
     try:
-        digest = orjson.loads(body or b"{}").get("digest", "")
-    except (orjson.JSONDecodeError, AttributeError) as error:
-        raise BadRequest('body: expected JSON such as {"digest": "…"}', param="digest") from error
-    if not isinstance(digest, str) or len(digest) > MAX_DIGEST:
-        raise BadRequest(f"digest: expected a string of at most {MAX_DIGEST} characters", param="digest")
-    return digest
-
-
-def _record(body: bytes) -> CallRecord:
-    try:
-        return decode_call(body)
+        record = decode_call(entry.record)
     except ValueError as error:
-        raise BadRequest(str(error), code="bad_call_record") from error
+        return LogOutcome(400, 0, "bad_call_record", str(error))
+    if (record.session_id, record.call_id) == (entry.session_id, entry.call_id):
+        return None
+    says = f"the record is call {record.call_id} of session {record.session_id}, the line says {entry.call_id} of {entry.session_id}"
+    return LogOutcome(400, 0, "bad_request", f"session_id, call_id: {says}")
