@@ -143,9 +143,10 @@ class Experiment:
     async def _sft(self) -> None:
         config, ref = self._config, DatasetRef.parse(self._config.sft.dataset)
         excluded = {task.task_id for task in (await self._tasks(DatasetRef(ref.domain, config.sft.exclude_split))).tasks}
-        given = (await self._tasks(ref)).without(excluded)
+        given = (await self._tasks(ref)).without(excluded).up_to(config.sft.max_actions)
         if not given.tasks:
-            raise ExperimentFailed(f"sft.exclude_split: no task of {ref} is outside {config.sft.exclude_split}")
+            limit = f" and has at most {config.sft.max_actions} actions (sft.max_actions)" if config.sft.max_actions else ""
+            raise ExperimentFailed(f"sft.exclude_split: no task of {ref} is outside {config.sft.exclude_split}{limit}")
         progress = partial(self._progress, "demonstrations")
         data = await collect(config, self._clients.store, demonstrations(config, given), self.state, progress)
         engine = await self._sft_engine()

@@ -37,7 +37,7 @@ class RunnerClient:
                 raise
             raise ExperimentFailed(f"dataset {ref}: {error.detail}") from error
         items = cast("list[dict[str, Any]]", reply["tasks"])
-        tasks = [Task(item["task_id"], bool(item["solo"]), item["scenario"], item["digest"]) for item in items]
+        tasks = [Task(item["task_id"], bool(item["solo"]), item["scenario"], item["digest"], int(item["n_actions"])) for item in items]
         chosen = sorted((task for task in tasks if task.solo or not solo), key=lambda task: task.task_id)
         if not chosen:
             raise ExperimentFailed(f"dataset {ref}: none of its {len(tasks)} tasks can be played" + (" in solo mode" if solo else ""))

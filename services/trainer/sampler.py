@@ -24,6 +24,8 @@ class Task:
     """Equal for tasks that tell the agent the same."""
     digest: str = ""
     """Of the task's content."""
+    n_actions: int = 0
+    """Reference actions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class TaskSet:
     def without(self, excluded: Container[str]) -> "TaskSet":
         """The tasks whose ids are not ``excluded``. They are another set, so the floor is not theirs."""
         return TaskSet(self.ref, [task for task in self.tasks if task.task_id not in excluded])
+
+    def up_to(self, max_actions: int) -> "TaskSet":
+        """The tasks with at most so many reference actions; 0 is no limit. They have no floor either."""
+        return TaskSet(self.ref, [task for task in self.tasks if not max_actions or task.n_actions <= max_actions])
 
 
 def seed_of(*parts: object) -> int:

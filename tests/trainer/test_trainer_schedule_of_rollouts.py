@@ -111,6 +111,12 @@ def test_scenarios_take_turns_in_demonstrations_however_many_tasks_they_have(mak
     assert max(count for task_id, count in played.items() if task_id.startswith("common")) == 1
 
 
+def test_long_tasks_can_be_left_out_of_demonstrations() -> None:
+    given = TaskSet(TELECOM, [Task(f"t{n}", True, n_actions=n) for n in range(6)])
+    assert [task.task_id for task in given.up_to(3).tasks] == ["t0", "t1", "t2", "t3"]
+    assert given.up_to(0).tasks == given.tasks
+
+
 @given(st.integers(0, 50), st.tuples(*[st.floats(0.01, 5)] * 3))
 def test_mixed_hands_out_exactly_what_is_asked_for(n: int, shares: tuple[float, float, float]) -> None:
     mix = DemonstrationMix(complete=shares[0], gives_up=shares[1], skips_step=shares[2])

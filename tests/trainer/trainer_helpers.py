@@ -24,6 +24,7 @@ from services.common.config import ExperimentConfig
 from services.common.config.datasets import DatasetRef
 from services.common.http import MSGPACK, ServiceClient
 from services.common.nn.qwen3 import Qwen3, Qwen3Config, init_weights, save_weights
+from services.common.wire.call_log import LogEntry, encode_log
 from services.common.wire.calls import CallRecord, Row, encode_call, pack_ids, pack_logprobs, rows_of
 from services.common.wire.rollouts import Failure, Kind, Owner, RolloutRequest, Status, TaskStamp, Timings, Trajectory
 from services.trainer.sampler import Task, TaskSet
@@ -176,10 +177,8 @@ class World:
         count = {"small": 3, "full": 8}.get(split)
         if count is None:
             raise HTTPException(404, f"{domain} has no split {split}")
-        items = [
-            {"task_id": f"[task]{n}", "digest": self.digest, "scenario": f"s{n % 3}", "reward_basis": [], "solo": n != 99}
-            for n in range(count)
-        ]
+        same = {"digest": self.digest, "reward_basis": []}
+        items = [{"task_id": f"[task]{n}", "scenario": f"s{n % 3}", "solo": n != 99, "n_actions": n % 4, **same} for n in range(count)]
         return {"tasks": items, "floor": self.floor}
 
 
@@ -208,9 +207,8 @@ class Player:
         session = f"{request.episode_id}.a{request.attempt}"
         await self._client.put(f"/v1/sessions/{session}")
         records = self.records(request, session)
-        for record in records:
-            path = f"/v1/sessions/{session}/calls/{record.call_id}"
-            await self._client.request("PUT", path, data=encode_call(record), content_type=MSGPACK)
+        lines = [LogEntry(session, record.call_id, record=encode_call(record)) for record in records]
+        await self._client.request("POST", "/v1/call_log", data=encode_log(lines), content_type=MSGPACK)
         await self._client.post(f"/v1/sessions/{session}/seal", {})
         trajectory = self._trajectory(request, session)
         path = f"/v1/trajectories/{request.episode_id}"

@@ -32,6 +32,8 @@ def write_corpus(config: ExperimentConfig, out: Path, *, limit: int, seed: int) 
 def conversations(config: ExperimentConfig, *, limit: int, seed: int) -> Iterator[Json]:
     """Demonstrations on ``sft.dataset`` without ``sft.exclude_split``: tasks drawn by ``seed``, qualities in the shares of ``sft.mix``.
 
+    Of any length (``sft.max_actions`` limits what is imitated): a tokenizer needs all words.
+
     Raises `UnknownDomain` and `UnknownSplit` where there are no such tasks.
     """
     dataset = DatasetRef.parse(config.sft.dataset)

@@ -44,6 +44,8 @@ class SftConfig(Section):
     """domain/split, or domain:FILE, the demonstrations are played on."""
     exclude_split: str = "small"
     """Tasks of this split are never demonstrated, so that RL and evaluation see tasks that SFT did not."""
+    max_actions: int = Field(default=0, ge=0)
+    """Only tasks with at most this many reference actions are demonstrated; 0 = all."""
     n_demonstrations: int = Field(default=384, ge=1)
     mix: DemonstrationMix = DemonstrationMix()
     steps: int = Field(default=60, ge=1)
