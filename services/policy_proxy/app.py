@@ -14,24 +14,24 @@ from services.common.config import ExperimentConfig
 from services.common.config.paths import initial_model_dir
 from services.common.http import ServiceClient
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy import admin_routes, api_routes, areal_routes, server_routes, session_routes
-from services.policy_proxy.areal import ArealSessions
-from services.policy_proxy.calls import CallService
-from services.policy_proxy.fleet import Fleet
-from services.policy_proxy.gate import Gate
-from services.policy_proxy.generation import Generator
-from services.policy_proxy.keys import SessionKeys, trial_secret
+from services.policy_proxy.calls.generation import Generator
+from services.policy_proxy.calls.service import CallService
+from services.policy_proxy.calls.turns import Limits, Turns
 from services.policy_proxy.metrics import ProxyMetrics
 from services.policy_proxy.parsing import check_parsers
-from services.policy_proxy.rendering import Renderer
-from services.policy_proxy.servers import ServerPool, ServerState
-from services.policy_proxy.sessions import SessionTable
-from services.policy_proxy.settings import pool_settings
-from services.policy_proxy.store import Store
-from services.policy_proxy.turns import Limits, Turns
-from services.policy_proxy.watch import VersionFollower, Watcher
-from services.policy_proxy.weight_group import WeightGroup
-from services.policy_proxy.weights import WeightUpdates
+from services.policy_proxy.prompts.rendering import Renderer
+from services.policy_proxy.routes import admin, api, areal, servers, sessions
+from services.policy_proxy.servers.fleet import Fleet
+from services.policy_proxy.servers.pool import ServerPool, ServerState
+from services.policy_proxy.servers.settings import pool_settings
+from services.policy_proxy.servers.watch import VersionFollower, Watcher
+from services.policy_proxy.sessions.areal import ArealSessions
+from services.policy_proxy.sessions.keys import SessionKeys, trial_secret
+from services.policy_proxy.sessions.store import Store
+from services.policy_proxy.sessions.table import SessionTable
+from services.policy_proxy.weights.gate import Gate
+from services.policy_proxy.weights.group import WeightGroup
+from services.policy_proxy.weights.updates import WeightUpdates
 
 STORE_TIMEOUT_S = 10.0
 
@@ -78,7 +78,7 @@ def create_app(config: ExperimentConfig) -> FastAPI:
         states = ", ".join(f"{server.url}: {server.state.value} {server.detail}".strip() for server in proxy.pool.servers)
         return {"trajectory_store": await proxy.store.check(), "policy_servers": "ok" if proxy.pool.up() else states}
 
-    modules = (api_routes, session_routes, areal_routes, admin_routes, server_routes)
+    modules = (api, sessions, areal, admin, servers)
     app = common_app("policy_proxy", lifespan=lifespan, readiness=readiness, routers=[each.router() for each in modules])
     return app
 
@@ -87,7 +87,7 @@ def _assemble(config: ExperimentConfig, store: Store, metrics: ProxyMetrics) -> 
     section = config.services.policy_proxy
     pool = ServerPool(section.server_urls or [config.services.url("policy_server")], pool_settings(section))
     gate, group = Gate(), WeightGroup(pool)
-    sessions = SessionTable(store)
+    table = SessionTable(store)
     renderer = Renderer.load(initial_model_dir(config), config.rollout.agent.chat_template)
     generator = Generator(pool, gate, section.call_timeout_s)
     agent = config.rollout.agent
@@ -96,11 +96,11 @@ def _assemble(config: ExperimentConfig, store: Store, metrics: ProxyMetrics) -> 
         config=config,
         keys=SessionKeys(trial_secret(config, admin_key())),
         store=store,
-        sessions=sessions,
-        areal=ArealSessions(store, sessions, capacity=section.areal_capacity, export_wait_s=section.areal_export_wait_s),
+        sessions=table,
+        areal=ArealSessions(store, table, capacity=section.areal_capacity, export_wait_s=section.areal_export_wait_s),
         renderer=renderer,
-        turns=Turns(renderer, sessions, generator, limits, metrics),
-        calls=CallService(sessions, metrics, max_in_flight=section.max_inflight_calls),
+        turns=Turns(renderer, table, generator, limits, metrics),
+        calls=CallService(table, metrics, max_in_flight=section.max_inflight_calls),
         pool=pool,
         gate=gate,
         group=group,

@@ -9,8 +9,8 @@ import pytest
 from proxy_helpers import MakeProxy, ProxyUnderTest, make_model_folder, running_proxy
 from real_store import running_store
 
-from services.policy_proxy import watch
-from services.policy_proxy.rendering import Renderer
+from services.policy_proxy.prompts.rendering import Renderer
+from services.policy_proxy.servers import watch
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,13 @@ import asyncio
 import sys
 
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy.gate import Gate
-from services.policy_proxy.servers import ServerPool
-from services.policy_proxy.sglang import Bucket
-from services.policy_proxy.watch import Watcher
-from services.policy_proxy.weight_group import GroupSpec, WeightGroup
-from services.policy_proxy.weight_steps import Broadcast, Plan
-from services.policy_proxy.weights import WeightUpdates
+from services.policy_proxy.servers.pool import ServerPool
+from services.policy_proxy.servers.sglang import Bucket
+from services.policy_proxy.servers.watch import Watcher
+from services.policy_proxy.weights.gate import Gate
+from services.policy_proxy.weights.group import GroupSpec, WeightGroup
+from services.policy_proxy.weights.steps import Broadcast, Plan
+from services.policy_proxy.weights.updates import WeightUpdates
 
 
 async def update(url: str, method: str) -> None:

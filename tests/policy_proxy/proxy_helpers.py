@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from services.common.config import ExperimentConfig
 from services.common.wire.calls import CallRecord, rows_of
 from services.policy_proxy.app import create_app
-from services.policy_proxy.rendering import Renderer
+from services.policy_proxy.prompts.rendering import Renderer
 
 Json = dict[str, Any]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

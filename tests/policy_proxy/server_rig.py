@@ -13,17 +13,17 @@ from proxy_servers import ServerThread
 
 from services.common.background import Background
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy.fleet import Fleet
-from services.policy_proxy.gate import Gate
-from services.policy_proxy.generation import Generated, Generator
-from services.policy_proxy.outputs import Piece
-from services.policy_proxy.sampling import Sampling
-from services.policy_proxy.servers import PoolSettings, ServerPool
-from services.policy_proxy.versions import version_of
-from services.policy_proxy.watch import Watcher
-from services.policy_proxy.weight_group import WeightGroup
-from services.policy_proxy.weight_steps import PauseMode, Plan
-from services.policy_proxy.weights import WeightUpdates
+from services.policy_proxy.calls.generation import Generated, Generator
+from services.policy_proxy.calls.sampling import Sampling
+from services.policy_proxy.servers.fleet import Fleet
+from services.policy_proxy.servers.outputs import Piece
+from services.policy_proxy.servers.pool import PoolSettings, ServerPool
+from services.policy_proxy.servers.versions import version_of
+from services.policy_proxy.servers.watch import Watcher
+from services.policy_proxy.weights.gate import Gate
+from services.policy_proxy.weights.group import WeightGroup
+from services.policy_proxy.weights.steps import PauseMode, Plan
+from services.policy_proxy.weights.updates import WeightUpdates
 
 EOS = 2
 INITIAL = PolicyVersion(version=0, path="/weights/v0")

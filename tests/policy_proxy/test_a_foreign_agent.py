@@ -17,7 +17,7 @@ from services.agent_runner.domains import DomainBackend, Session, TaskSpec, open
 from services.agent_runner.reward.evaluator import Outcome, evaluate
 from services.common.wire.calls import CallRecord, decode_call, rows_of
 from services.common.wire.rollouts import Kind, Sampling, Status, TaskRef, TaskStamp, Timings, Trajectory
-from services.policy_proxy.rendering import Renderer
+from services.policy_proxy.prompts.rendering import Renderer
 
 SAID = [
     call_text("get_users") + "<|im_end|>",

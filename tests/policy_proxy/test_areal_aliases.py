@@ -12,7 +12,7 @@ from proxy_helpers import SYSTEM, ProxyUnderTest, running_proxy, user
 from proxy_servers import wait_until
 from real_store import running_store, stored_calls
 
-from services.policy_proxy.rendering import Renderer
+from services.policy_proxy.prompts.rendering import Renderer
 
 DATA = {"messages": [SYSTEM, user("hi")], "task_id": "7"}
 

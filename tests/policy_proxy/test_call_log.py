@@ -17,7 +17,7 @@ from starlette.routing import Route
 from services.common.errors import RemoteError
 from services.common.http import ServiceClient
 from services.common.wire.call_log import LogEntry, LogOutcome, decode_entries, encode_log
-from services.policy_proxy.call_log import LANES, MOST_BYTES, CallLog
+from services.policy_proxy.sessions.call_log import LANES, MOST_BYTES, CallLog
 
 
 @dataclass

@@ -13,7 +13,7 @@ from proxy_servers import ServerThread, wait_until
 from services.agent_runner.app import create_app
 from services.common.config import ExperimentConfig
 from services.common.wire.rollouts import RolloutRequest, TaskRef
-from services.policy_proxy.rendering import Renderer
+from services.policy_proxy.prompts.rendering import Renderer
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import openai
 import pytest
 from proxy_helpers import SYSTEM, MakeProxy, ProxyUnderTest, SessionClient, call_text, tool, user
 
-from services.policy_proxy.keys import SessionKeys, trial_secret
+from services.policy_proxy.sessions.keys import SessionKeys, trial_secret
 
 
 def test_sync_sdk_gets_text_usage_and_headers(proxy: ProxyUnderTest) -> None:

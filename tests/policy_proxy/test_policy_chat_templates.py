@@ -12,10 +12,10 @@ from proxy_helpers import SYSTEM, tool, user
 from template_samples import QWEN3, QWEN25, samples
 
 from services.common.errors import BadRequest
-from services.policy_proxy.rendering import Renderer
-from services.policy_proxy.template import ChatTemplate
-from services.policy_proxy.template_run import Checkpoint, Rendered
-from services.policy_proxy.texts import Text
+from services.policy_proxy.prompts.rendering import Renderer
+from services.policy_proxy.prompts.template import ChatTemplate
+from services.policy_proxy.prompts.template_run import Checkpoint, Rendered
+from services.policy_proxy.prompts.texts import Text
 
 Json = dict[str, Any]
 TEMPLATES = {name: ChatTemplate(source, {"eos_token": "<|im_end|>"}) for name, source in samples().items()}

@@ -11,9 +11,9 @@ from test_weight_updates import LONG, mid_generation, start_call
 from services.common.errors import RemoteError
 from services.common.transitions import IllegalTransition
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy.outputs import read_segment, read_versions
-from services.policy_proxy.servers import TRANSITIONS, ServerEvent, ServerPool, ServerState
-from services.policy_proxy.versions import Weights
+from services.policy_proxy.servers.outputs import read_segment, read_versions
+from services.policy_proxy.servers.pool import TRANSITIONS, ServerEvent, ServerPool, ServerState
+from services.policy_proxy.servers.versions import Weights
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

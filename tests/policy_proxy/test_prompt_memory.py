@@ -14,18 +14,18 @@ from template_samples import DEEPSEEK, QWEN3, QWEN25
 from tokenizers import Tokenizer
 
 from services.common.wire.calls import CallRecord
-from services.policy_proxy.alignment import RESPONSE_KEY, mark
 from services.policy_proxy.chat import ChatRequest
 from services.policy_proxy.chat.answer import assistant_message
 from services.policy_proxy.chat.messages import read_messages
-from services.policy_proxy.known_texts import KnownTexts
 from services.policy_proxy.parsing import Reading, read_answer
-from services.policy_proxy.prompts import Prompts
-from services.policy_proxy.rendering import SEGMENT_MIN_CHARS, Renderer
-from services.policy_proxy.sessions import Session
-from services.policy_proxy.template import ChatTemplate
-from services.policy_proxy.texts import BeginningNeeded, Text, new_digest
-from services.policy_proxy.tips import TIPS_PER_SESSION, Tip, Tips, history_digests
+from services.policy_proxy.prompts.alignment import RESPONSE_KEY, mark
+from services.policy_proxy.prompts.known_texts import KnownTexts
+from services.policy_proxy.prompts.prompts import Prompts
+from services.policy_proxy.prompts.rendering import SEGMENT_MIN_CHARS, Renderer
+from services.policy_proxy.prompts.template import ChatTemplate
+from services.policy_proxy.prompts.texts import BeginningNeeded, Text, new_digest
+from services.policy_proxy.sessions.table import Session
+from services.policy_proxy.sessions.tips import TIPS_PER_SESSION, Tip, Tips, history_digests
 
 Json = dict[str, Any]
 END = "<|im_end|>"

@@ -15,8 +15,8 @@ from proxy_helpers import SYSTEM, call_text, tool, user
 from template_samples import samples
 
 from services.policy_proxy.chat.messages import read_messages
-from services.policy_proxy.rendering import Renderer
-from services.policy_proxy.template import ChatTemplate
+from services.policy_proxy.prompts.rendering import Renderer
+from services.policy_proxy.prompts.template import ChatTemplate
 
 CONVERSATION = [
     {"role": "system", "content": "Line one.\nÜnïcödé and <b>markup</b> & 'quotes'. " * 80},

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from services.common.wire.calls import CallRecord, pack_ids, pack_logprobs, rows_of
 from services.common.wire.sessions import Reward
-from services.policy_proxy.export import areal_interactions, rows
-from services.policy_proxy.returns import leaves, returns, without_orphans
+from services.policy_proxy.sessions.export import areal_interactions, rows
+from services.policy_proxy.sessions.returns import leaves, returns, without_orphans
 
 VALUES = st.floats(-5, 5, allow_nan=False)
 DISCOUNTS = st.floats(0, 1)

@@ -11,9 +11,9 @@ from proxy_servers import ServerThread
 from server_rig import EOS, Rig, greedy, server_rig, until
 
 from services.common.errors import Busy, Conflict, NotFound
-from services.policy_proxy.load import ConcurrencyLimit, LoadFigures, read_loads
-from services.policy_proxy.routing import BLOCK_TOKENS, PrefixTable, block_keys, pick, rendezvous
-from services.policy_proxy.waiting_room import WaitingRoom
+from services.policy_proxy.servers.load import ConcurrencyLimit, LoadFigures, read_loads
+from services.policy_proxy.servers.routing import BLOCK_TOKENS, PrefixTable, block_keys, pick, rendezvous
+from services.policy_proxy.servers.waiting_room import WaitingRoom
 
 
 class Server:

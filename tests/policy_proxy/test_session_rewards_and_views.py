@@ -8,7 +8,7 @@ import pytest
 from proxy_helpers import SYSTEM, ProxyUnderTest, SessionClient, running_proxy, user
 from real_store import running_store
 
-from services.policy_proxy.rendering import Renderer
+from services.policy_proxy.prompts.rendering import Renderer
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from fake_store import FakeStore
 from proxy_servers import ServerThread
 
 from services.common.http import ServiceClient
-from services.policy_proxy.keys import SessionKeys
-from services.policy_proxy.sessions import SessionTable
-from services.policy_proxy.store import Store
+from services.policy_proxy.sessions.keys import SessionKeys
+from services.policy_proxy.sessions.store import Store
+from services.policy_proxy.sessions.table import SessionTable
 
 
 async def test_memory_is_bounded_and_swept() -> None:

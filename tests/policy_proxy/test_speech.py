@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from proxy_helpers import call_text, tool
 
+from services.policy_proxy.calls.generation import Piece
+from services.policy_proxy.calls.speech import Form, Speech, cut_at_stop, read_forced, read_text
 from services.policy_proxy.chat.answer import Part
-from services.policy_proxy.generation import Piece
 from services.policy_proxy.parsing import Reading
-from services.policy_proxy.rendering import Renderer
-from services.policy_proxy.speech import Form, Speech, cut_at_stop, read_forced, read_text
+from services.policy_proxy.prompts.rendering import Renderer
 
 PIECES = [
     "a ",

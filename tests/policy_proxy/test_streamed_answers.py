@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletionChunk
 from proxy_helpers import Json, MakeProxy, ProxyUnderTest, SessionClient, call_text, tool, user
 from proxy_servers import wait_until
 
-from services.policy_proxy import calls
+from services.policy_proxy.calls import service
 
 C1 = {"Idempotency-Key": "c1"}
 
@@ -181,7 +181,7 @@ async def test_a_client_that_leaves_its_stream_aborts_the_call(proxy: ProxyUnder
 
 
 def test_errors_before_the_first_token_are_http_errors(make_proxy: MakeProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "KEEP_ALIVE_S", 0.2)
+    monkeypatch.setattr(service, "KEEP_ALIVE_S", 0.2)
     proxy = make_proxy(call_timeout_s=1.0, gconfig={"max_tokens": 200})
     session = proxy.open()
     with session.openai(max_retries=0) as client:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from server_rig import EOS, greedy, server_rig, until
 
 from services.common.errors import BadRequest, RemoteError, UpstreamFailed
-from services.policy_proxy.event_stream import event_data
-from services.policy_proxy.outputs import STALE, SegmentReader
-from services.policy_proxy.sglang import ServerKeys
+from services.policy_proxy.servers.event_stream import event_data
+from services.policy_proxy.servers.outputs import STALE, SegmentReader
+from services.policy_proxy.servers.sglang import ServerKeys
 
 
 @pytest.mark.parametrize("incremental", [False, True])

@@ -18,7 +18,7 @@ from proxy_servers import wait_until
 from template_samples import QWEN3, QWEN25
 
 from services.common.wire.calls import CallRecord, rows_of
-from services.policy_proxy.rendering import Renderer
+from services.policy_proxy.prompts.rendering import Renderer
 
 Json = dict[str, Any]
 END = "<|im_end|>"

@@ -9,9 +9,9 @@ from fake_sglang import FakeSglang
 from server_rig import Rig, server_rig, until
 
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy.sglang import Bucket
-from services.policy_proxy.weight_group import GroupSpec
-from services.policy_proxy.weight_steps import Broadcast
+from services.policy_proxy.servers.sglang import Bucket
+from services.policy_proxy.weights.group import GroupSpec
+from services.policy_proxy.weights.steps import Broadcast
 
 PHASES = {
     "pausing": ("disk", "/pause_generation"),

@@ -7,12 +7,12 @@ from server_rig import Rig, server_rig, until
 
 from services.common.errors import Conflict, Unavailable
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy.servers import ServerState
-from services.policy_proxy.sglang import Bucket
-from services.policy_proxy.versions import Weights, holds, memory_label, version_of
-from services.policy_proxy.weight_group import GroupSpec, GroupState
-from services.policy_proxy.weight_steps import Broadcast, PauseMode
-from services.policy_proxy.weights import Phase
+from services.policy_proxy.servers.pool import ServerState
+from services.policy_proxy.servers.sglang import Bucket
+from services.policy_proxy.servers.versions import Weights, holds, memory_label, version_of
+from services.policy_proxy.weights.group import GroupSpec, GroupState
+from services.policy_proxy.weights.steps import Broadcast, PauseMode
+from services.policy_proxy.weights.updates import Phase
 
 BUCKETS = [Bucket(["a", "b"], ["bfloat16", "bfloat16"], [[2, 3], [4]]), Bucket(["c"], ["float32"], [[5]])]
 

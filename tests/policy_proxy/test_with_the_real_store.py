@@ -11,7 +11,7 @@ from real_store import stored_calls
 
 from services.common.config import ExperimentConfig
 from services.common.wire.calls import rows_of
-from services.policy_proxy.rendering import Renderer
+from services.policy_proxy.prompts.rendering import Renderer
 
 
 def test_a_session_from_opening_to_sealing(

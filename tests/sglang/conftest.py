@@ -86,7 +86,7 @@ def make_stack(sglang: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.
     from sglang_requests import CLASSES, accepted
 
     from services.common.app import ADMIN_KEY_ENV
-    from services.policy_proxy.settings import SERVER_KEY_ENV
+    from services.policy_proxy.servers.settings import SERVER_KEY_ENV
 
     monkeypatch.setenv(ADMIN_KEY_ENV, ADMIN_KEY)
     monkeypatch.setenv(SERVER_KEY_ENV, SERVER_KEY)

@@ -18,9 +18,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy.requests import APIS, Submission
-from services.policy_proxy.sampling import Sampling
-from services.policy_proxy.sglang import Bucket, ServerKeys, SglangServer
+from services.policy_proxy.calls.sampling import Sampling
+from services.policy_proxy.servers.requests import APIS, Submission
+from services.policy_proxy.servers.sglang import Bucket, ServerKeys, SglangServer
 
 Json = dict[str, Any]
 SCHEMA = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})

@@ -1,0 +1,1 @@
+"""One call of the policy, from the request to the durable record."""

@@ -1,0 +1,1 @@
+"""Messages to token ids, each of them computed once."""

@@ -1,0 +1,1 @@
+"""Updates of the policy while it is in use."""
