@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import pytest
 from proxy_helpers import Json, MakeProxy, ProxyUnderTest, tool, user
@@ -116,11 +117,14 @@ def test_untrue_sampling_is_for_those_who_allow_it(make_proxy: MakeProxy) -> Non
     assert tag["structures"][0]["schema"] == tool()["function"]["parameters"]
 
 
-def test_a_trace_id_is_kept_with_the_call(proxy: ProxyUnderTest) -> None:
+def test_a_trace_id_is_kept_with_the_call_and_handed_on(proxy: ProxyUnderTest) -> None:
     session = proxy.open()
-    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-    session.post([user("hi")], headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    session.post([user("hi")], headers={"traceparent": f"00-{trace}-{span}-01"})
     session.post([user("hi")], headers={"traceparent": "nonsense"})
+    handed_on, nothing = (exchange.headers.get("traceparent") for exchange in proxy.engine.exchanges)
+    assert nothing is None
+    assert re.fullmatch(f"00-{trace}-(?!{span})[0-9a-f]{{16}}-01", handed_on or "")
     first, second = session.records
     assert (first.trace_id, second.trace_id) == (trace, "")
     assert first.sampling["stop_token_ids"] == [proxy.renderer.eos_id]

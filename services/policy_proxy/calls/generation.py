@@ -81,6 +81,7 @@ class Call:
     sampling: Sampling
     listener: Listener | None
     n_top: int
+    trace_id: str
     done: Generated
     faults: int = 0
     avoid: set[str] = field(default_factory=set[str])
@@ -104,6 +105,7 @@ class Call:
             mixed=lambda: pool.mixed,
             cache_key=f"v{server.version}" if pool.salted else "",
             routing_key=self.done.server.removeprefix(ROUTED) if pool.router else "",
+            trace_id=self.trace_id,
         )
 
 
@@ -120,14 +122,22 @@ class Generator:
         self._pool.room.check()
 
     async def generate(
-        self, call_id: str, prompt: Ids, sampling: Sampling, preferred: str, *, listener: Listener | None = None, n_top: int = 0
+        self,
+        call_id: str,
+        prompt: Ids,
+        sampling: Sampling,
+        preferred: str,
+        *,
+        listener: Listener | None = None,
+        n_top: int = 0,
+        trace_id: str = "",
     ) -> Generated:
         """One completion. ``n_top``: how many of the likeliest tokens to report at each position.
 
         Raises `DeadlineExceeded`, `UpstreamFailed`, `Busy`, or `BadRequest` where the server refuses the request for what it is.
         """
         done = Generated(server=preferred or (f"{ROUTED}{call_id}" if self._pool.router else ""))
-        call = Call(call_id, prompt, sampling, listener, n_top, done)
+        call = Call(call_id, prompt, sampling, listener, n_top, trace_id, done)
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -115,6 +115,7 @@ class Turns:
             turn.session.server,
             listener=speech.hear if speech else None,
             n_top=request.n_top or 0,
+            trace_id=turn.key.trace_id,
         )
         turn.session.server = generated.server
         self._metrics.calls.labels("generated").inc()

@@ -3,6 +3,7 @@
 Refuses nothing itself. Both forms ask for ids and logprobs of every token, and both answers come out in the form of ``/generate``.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -37,10 +38,15 @@ class Submission:
     cache_key: str = ""
     """Keys and values are shared only among requests with the same one."""
     routing_key: str = ""
+    trace_id: str = ""
 
     def headers(self) -> Mapping[str, str]:
-        """For a router; servers ignore it."""
-        return {ROUTING_HEADER: self.routing_key} if self.routing_key else {}
+        """The routing key for a router, and the trace that the request belongs to, in which it is a span of its own."""
+        headers = {ROUTING_HEADER: self.routing_key} if self.routing_key else {}
+        if self.trace_id:
+            span = hashlib.blake2b(self.rid.encode(), digest_size=8).hexdigest()
+            headers["traceparent"] = f"00-{self.trace_id}-{span}-01"
+        return headers
 
 
 class Api(Protocol):
