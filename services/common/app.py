@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -107,6 +109,7 @@ def create_app(service: str, *, lifespan: Any, readiness: Readiness, routers: li
     app.add_middleware(RequestContext, metrics=app.state.metrics)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _framework_error)
     app.add_exception_handler(Exception, _internal_error)
     app.include_router(_common_routes(service, readiness))
     for router in routers:
@@ -182,6 +185,17 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     failure = BadRequest(detail, code="validation_error", param=where, extra={"errors": len(error.errors())})
     failure.status = 400 if request.url.path.startswith(OPENAI_PREFIXES) else 422
     return _render(request, failure)
+
+
+async def _framework_error(request: Request, error: Exception) -> Response:
+    """What Starlette and FastAPI refuse themselves: a path or method that no route has, a body that is not even text."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    failure = ServiceError(f"{request.method} {request.url.path}: {error.detail}", code=status.name.lower())
+    failure.status, failure.title = status.value, status.phrase
+    answer = _render(request, failure)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

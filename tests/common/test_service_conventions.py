@@ -107,6 +107,17 @@ def test_errors_are_problem_json_or_openais_envelope(url: str) -> None:
     assert envelope == {"message": "no capacity: wait", "type": "invalid_request_error", "code": "busy", "param": None}
 
 
+def test_what_the_framework_refuses_has_our_form_too(url: str) -> None:
+    unknown = httpx.get(f"{url}/v1/nothing")
+    assert (unknown.status_code, unknown.json()["code"], unknown.json()["title"]) == (404, "not_found", "Not Found")
+    assert unknown.headers["content-type"] == "application/problem+json"
+    assert httpx.get(f"{url}/v1/models/x").json()["error"]["code"] == "not_found"
+    wrong = httpx.delete(f"{url}/v1/busy")
+    assert (wrong.status_code, wrong.json()["code"], wrong.headers["allow"]) == (405, "method_not_allowed", "GET")
+    garbled = httpx.post(f"{url}/v1/flaky", content=b"\xfd0", headers={"Content-Type": "application/json"})
+    assert (garbled.status_code, garbled.json()["code"]) == (400, "bad_request")
+
+
 def test_our_own_faults_are_500_without_their_detail(url: str) -> None:
     fault = httpx.get(f"{url}/v1/broken")
     assert fault.status_code == 500

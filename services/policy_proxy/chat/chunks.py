@@ -9,7 +9,7 @@ import orjson
 from services.common.errors import ServiceError
 from services.policy_proxy.chat.answer import Part
 from services.policy_proxy.chat.fields import Json
-from services.policy_proxy.routes.sse import data
+from services.policy_proxy.sse import data
 
 DONE = b"data: [DONE]\n\n"
 

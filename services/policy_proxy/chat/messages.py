@@ -27,7 +27,7 @@ def read_message(value: Any, where: str) -> Json:
         raise invalid(where, "an object is needed")
     message = cast("Json", value)
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise invalid(f"{where}.role", f"one of {', '.join(sorted(ROLES))} is needed, not {role!r}")
     calls = message.get("tool_calls")
     read = {**message, "content": _text(message.get("content"), f"{where}.content", optional=role == "assistant")}

@@ -9,7 +9,7 @@ from services.policy_proxy.chat.answer import Part, calls_in
 from services.policy_proxy.chat.fields import Json
 from services.policy_proxy.dialects import anthropic_messages
 from services.policy_proxy.dialects.base import Dialect
-from services.policy_proxy.routes.sse import data
+from services.policy_proxy.sse import data
 
 STOP_REASONS: Mapping[str, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 ERROR_TYPES: Mapping[int, str] = {

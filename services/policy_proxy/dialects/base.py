@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from services.common.errors import ServiceError
 from services.policy_proxy.chat.chunks import ChunkWriter
 from services.policy_proxy.chat.fields import Json, unsupported
-from services.policy_proxy.routes.sse import EventWriter
+from services.policy_proxy.sse import EventWriter
 
 
 @dataclass(frozen=True, slots=True)

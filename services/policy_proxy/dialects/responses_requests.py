@@ -18,7 +18,7 @@ NEUTRAL = frozenset({"truncation", "service_tier", "background", "stream_options
 OWN = frozenset({"input", "instructions", "max_output_tokens", "tools", "tool_choice", "top_logprobs"})
 KNOWN = SAME | NEUTRAL | OWN | {"safety_identifier", "prompt_cache_key"}
 LOGPROBS = "message.output_text.logprobs"
-TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
+TEXT_PARTS = ("input_text", "output_text", "text")
 
 
 def to_chat(body: Json) -> Json:
@@ -99,8 +99,8 @@ def _merge(last: Json, message: Json) -> None:
 
 
 def _reasoning(item: Json, where: str) -> str:
-    content = item.get("content") or item.get("summary")
-    if not content:
+    content: Any = item.get("content") or item.get("summary")
+    if not content or not isinstance(content, list):
         raise invalid(where, "a reasoning item needs the content that it came with")
     texts = [cast("Json", part).get("text") if isinstance(part, dict) else None for part in cast("list[Any]", content)]
     if not all(isinstance(text, str) for text in texts):

@@ -13,7 +13,7 @@ from services.policy_proxy.chat.fields import Json
 from services.policy_proxy.dialects import responses_answers as answers
 from services.policy_proxy.dialects import responses_requests
 from services.policy_proxy.dialects.base import Dialect
-from services.policy_proxy.routes.sse import data
+from services.policy_proxy.sse import data
 
 
 class ResponseWriter:

@@ -26,8 +26,8 @@ from services.policy_proxy.dialects.base import CHAT, Dialect
 from services.policy_proxy.dialects.responses_stream import RESPONSES
 from services.policy_proxy.routes import openapi
 from services.policy_proxy.routes.access import proxy_of, session_of
-from services.policy_proxy.routes.sse import EventStream
 from services.policy_proxy.sessions.table import Done, Session
+from services.policy_proxy.sse import EventStream
 
 log = logging.getLogger(__name__)
 

@@ -86,7 +86,7 @@ def router() -> APIRouter:
     routes.add_api_route("/rl/start_session", start_session, methods=["POST"], dependencies=admin, responses=start_errors)
     routes.add_api_route("/rl/set_reward", set_reward, methods=["POST"], responses=_errors(400, 401, 410, 503))
     routes.add_api_route("/rl/end_session", end_session, methods=["POST"], responses=_errors(400, 401, 410, 503))
-    export_errors = _errors(401, 403, 404, 409, 503, 504)
+    export_errors = _errors(400, 401, 403, 404, 409, 503, 504)
     routes.add_api_route("/export_trajectories", export_trajectories, methods=["POST"], dependencies=admin, responses=export_errors)
     for path, endpoint, body in (
         ("/chat/completions", chat_completions, openapi.CHAT_BODY),

@@ -89,7 +89,7 @@ class SglangServer:
         return Weights(str(answer.get("weight_version")), str(answer.get("model_path")))
 
     async def load(self) -> LoadFigures | None:
-        """Its load figures; None where it has none (SGLang before 0.5.6)."""
+        """Its load figures; None where it has no such route."""
         try:
             return read_loads(_read(await self._client.request("GET", "/v1/loads?include=core", timeout_s=CONTROL_TIMEOUT_S)))
         except ValueError as error:
@@ -100,7 +100,7 @@ class SglangServer:
             raise
 
     async def paused(self) -> bool:
-        """Whether it takes no requests for now; False where it cannot be asked (SGLang before 0.5.20)."""
+        """Whether it takes no requests for now; False where it has no such route."""
         try:
             await self._client.request("GET", "/ready", timeout_s=CONTROL_TIMEOUT_S)
         except RemoteError as error:
@@ -158,7 +158,7 @@ class SglangServer:
         await self._tolerant("/destroy_weights_update_group", {"group_name": group_name})
 
     async def begin_receiving(self) -> None:
-        """Opens a weight-update session, ending one that a crash has left open; SGLang before 0.5.20 has none and needs none."""
+        """Opens a weight-update session, ending one that a crash has left open; a server without that route needs none."""
         await self._tolerant("/end_weight_update", {})
         try:
             await self._do("/begin_weight_update", {})
