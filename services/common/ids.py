@@ -1,7 +1,7 @@
 """Owns the identifiers that travel between services. Refuses to look inside them: an id is opaque to everyone but its maker."""
 
 import re
-import uuid
+import secrets
 
 ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:\-]{0,159}$")
 """Ids end up in URLs, Redis keys and file names, so only characters that are safe in all three."""
@@ -9,7 +9,7 @@ ID_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:\-]{0,159}$")
 
 def new_id(prefix: str) -> str:
     """A fresh random id such as ``call-1f0c…``."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    return f"{prefix}-{secrets.token_hex(16)}"
 
 
 def session_id(episode_id: str, attempt: int) -> str:

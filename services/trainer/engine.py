@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from services.common.config.experiment import ActorConfig, OptimizerConfig
 from services.common.wire.calls import Row
 from services.trainer.thinning import Thinning
-from services.trainer.trust import TrustRegion
 
 Float32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -29,8 +28,6 @@ class Engine(Protocol):
 
     steps_done: int
     """Optimizer steps so far."""
-    trust: TrustRegion
-    """Scales the learning rate; part of `state`."""
 
     def logp(self, rows: Sequence[Row], temperature: float = 1.0) -> list[Float32]:
         """Log-probability of each generated token under the current weights, one array [n_output] a row."""

@@ -41,8 +41,6 @@ def train_step(engine: Engine, groups: Sequence[Chosen], version: int, config: E
     behaved_R, proximal_R = np.concatenate(behaved), np.concatenate(list(proximal))
     version_R = np.concatenate([row.versions for row in batch.rows])
     stale_R = version_R < version
-    moved = divergence(proximal_R[stale_R], behaved_R[stale_R])
-    engine.trust.observe(moved)
     updates = [
         engine.ppo_step([batch.rows[i] for i in part], [float(batch.advantages[i]) for i in part], [proximal[i] for i in part], temperature)
         for part in minibatches(batch, config.actor.ppo_n_minibatches)
@@ -51,8 +49,7 @@ def train_step(engine: Engine, groups: Sequence[Chosen], version: int, config: E
         **averaged(updates),
         **trained_stats(groups, batch, version),
         **logp_gap(behaved_R, proximal_R, version_R == version),
-        "ppo_actor/behave_kl": moved,
-        "ppo_actor/lr_scale": engine.trust.scale,
+        "ppo_actor/behave_kl": divergence(proximal_R[stale_R], behaved_R[stale_R]),
         "timeperf/recompute_logp": recomputed - started,
         "timeperf/train_step": time.perf_counter() - recomputed,
     }

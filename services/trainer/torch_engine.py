@@ -25,7 +25,7 @@ from services.trainer.loss import loss_stats, ppo_loss
 from services.trainer.packing import Tree, build_tree, split_by_size, unpacked_tokens
 from services.trainer.thinning import Thinning
 from services.trainer.tree_attention import Layout, TreeAttention, layout_of
-from services.trainer.trust import TrustRegion
+from services.trainer.trust import allowed_share, divergence
 
 Float32 = NDArray[np.float32]
 
@@ -57,7 +57,6 @@ class TorchEngine:
         self._total_steps = total_steps
         self.steps_done = 0
         self._adam = AdamW(self.model.parameters(), optimizer)
-        self.trust = TrustRegion(optimizer.target_kl)
 
     def logp(self, rows: Sequence[Row], temperature: float = 1.0) -> list[Float32]:
         """Log-probability of each generated token under the current weights, one array [n_output] a row."""
@@ -82,12 +81,18 @@ class TorchEngine:
     def ppo_step(
         self, rows: Sequence[Row], advantages: Sequence[float], prox_logp: Sequence[Float32], temperature: float = 1.0
     ) -> dict[str, float]:
-        """One optimizer step on the PPO loss, averaged over tokens. Rows must carry the log-probabilities they were sampled with."""
+        """One optimizer step on the PPO loss, averaged over tokens, and of that step as much as ``max_kl`` allows.
+
+        Rows must carry the log-probabilities they were sampled with.
+        """
         tokens = sum(row.n_output for row in rows)
         total, packed, plain = 0.0, 0, unpacked_tokens([row.ids for row in rows])
         stats: dict[str, float] = {}
-        for pack in packs_of(rows, self._actor.max_tokens_per_mb):
+        packs = list(packs_of(rows, self._actor.max_tokens_per_mb))
+        before: list[Tensor] = []
+        for pack in packs:
             logp_R = self._logp(pack, temperature)
+            before.append(logp_R.detach())
             old_R = torch.from_numpy(np.concatenate([_behaviour(rows[i]) for i in pack.rows]))
             prox_R = torch.from_numpy(np.concatenate([prox_logp[i] for i in pack.rows]))
             advantage_R = torch.from_numpy(np.concatenate([np.full(rows[i].n_output, advantages[i], np.float32) for i in pack.rows]))
@@ -100,7 +105,10 @@ class TorchEngine:
                 share = len(old_R) / tokens
                 stats[name] = max(stats.get(name, 0.0), value) if name.endswith("/max") else stats.get(name, 0.0) + share * value
         stats |= {"ppo_actor/update/actor_loss/avg": total, "ppo_actor/update/n_valid_tokens": float(tokens)}
-        return stats | {"ppo_actor/tree_token_ratio": packed / plain, **self._step("ppo_actor/update")}
+        stats["ppo_actor/tree_token_ratio"] = packed / plain
+        if not self._config.max_kl:
+            return stats | self._step("ppo_actor/update")
+        return stats | self._bounded_step(packs, before, temperature)
 
     def save_hf(self, folder: Path) -> None:
         """Writes config and weights into an existing folder in Hugging Face's form."""
@@ -112,7 +120,6 @@ class TorchEngine:
             "model": self.model.state_dict(),
             "adam": self._adam.state_dict(),
             "steps_done": self.steps_done,
-            "lr_scale": self.trust.scale,
             "rng": torch.get_rng_state(),
         }
 
@@ -121,7 +128,6 @@ class TorchEngine:
         self.model.load_state_dict(state["model"])
         self._adam.load_state_dict(state["adam"])
         self.steps_done = int(state["steps_done"])
-        self.trust.scale = float(state["lr_scale"])
         torch.set_rng_state(state["rng"])
 
     def _logp(self, pack: Pack, temperature: float) -> Tensor:
@@ -138,8 +144,22 @@ class TorchEngine:
         logp_U = logits_UV.gather(1, target_U[:, None])[:, 0] - logits_UV.logsumexp(-1)
         return logp_U[pack.unique_R]
 
+    def _bounded_step(self, packs: Sequence[Pack], before: Sequence[Tensor], temperature: float) -> dict[str, float]:
+        """A step whose update is shortened where it moved the policy too far; ``before``: [R] of each pack."""
+        parameters = list(self.model.parameters())
+        started = [parameter.detach().clone() for parameter in parameters]
+        stats = self._step("ppo_actor/update")
+        with torch.no_grad():
+            after = [self._logp(pack, temperature) for pack in packs]
+            kl = divergence(torch.cat(after).numpy(), torch.cat(list(before)).numpy())
+            share = allowed_share(kl, self._config.max_kl)
+            if share < 1.0:
+                for parameter, start in zip(parameters, started, strict=True):
+                    parameter.copy_(start.lerp(parameter, share))
+        return stats | {"ppo_actor/update/kl": kl, "ppo_actor/update/share": share}
+
     def _step(self, prefix: str) -> dict[str, float]:
-        lr = self._config.lr * self.trust.scale * schedule(self.steps_done, self._total_steps, self._config)
+        lr = self._config.lr * schedule(self.steps_done, self._total_steps, self._config)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.gradient_clipping).item()
         successful = math.isfinite(norm)
         if successful:

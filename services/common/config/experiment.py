@@ -79,9 +79,9 @@ class OptimizerConfig(Section):
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps_proportion: float = Field(default=0.001, ge=0, le=1)
     min_lr_ratio: float = 0.0
-    target_kl: float = Field(default=0.0, ge=0)
-    """Nats per token that the updates between rollout and training may move the policy by: above twice that the rate falls below the
-    schedule's, and comes back (services/trainer/trust.py). 0 = the rate follows the schedule alone."""
+    max_kl: float = Field(default=0.0, ge=0)
+    """Nats per token that one PPO update may move the policy by: of one that moves it further only a share is made
+    (services/trainer/trust.py), which takes one more forward pass. 0 = no bound."""
 
 
 class RejectionSamplingConfig(Section):
