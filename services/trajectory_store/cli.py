@@ -5,7 +5,6 @@
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ import msgspec
 import orjson
 
 from services.common.app import admin_headers
-from services.common.config import ConfigError, load_config
+from services.common.config import ConfigError, ServicesConfig, load_config
+from services.common.config.base import http_url
 from services.common.errors import RemoteError
 from services.common.http import MSGPACK, ServiceClient
 from services.common.wire.rollouts import Kind, Status, Trajectory
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m services.trajectory_store")
     parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument("names", nargs="*", help="show: an episode id; import: files; queue: pause, resume or drain")
-    parser.add_argument("--url", help=f"of the store, default ${URL_ENV}, else the config's, else http://127.0.0.1:8101")
+    parser.add_argument("--url", type=http_url, help=f"of the store, default ${URL_ENV}, else the config's, else http://127.0.0.1:8101")
     parser.add_argument("--config", type=Path, help="experiment YAML")
     parser.add_argument("--trial", help="experiment/trial, where the store serves several")
     parser.add_argument("--limit", type=int, default=0, help="list, export: at most this many")
@@ -71,10 +71,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _base_url(options: argparse.Namespace) -> str:
-    url = options.url or os.environ.get(URL_ENV)
-    if not url and options.config:
-        url = load_config(options.config).services.url("trajectory_store")
-    base = str(url or "http://127.0.0.1:8101").rstrip("/")
+    services = load_config(options.config).services if options.config else ServicesConfig()
+    base = str(options.url or services.url("trajectory_store")).rstrip("/")
     return f"{base}/t/{options.trial}" if options.trial else base
 
 

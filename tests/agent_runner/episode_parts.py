@@ -18,7 +18,7 @@ from services.common.wire.rollouts import Owner, Status, Trajectory
 @asynccontextmanager
 async def player(
     proxy_url: str,
-    users_url: str = "",
+    users_url: str = "http://127.0.0.1:9",
     retry_s: float = 2.0,
     econfig: Json | None = None,
     rollout: Json | None = None,

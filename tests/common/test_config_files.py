@@ -63,3 +63,14 @@ def test_ports_differ_and_the_environment_moves_an_endpoint(monkeypatch: pytest.
     assert services.url("trainer") == "http://127.0.0.1:8105"
     monkeypatch.setenv("FRONTDESK_TRAINER_URL", "http://elsewhere:1")
     assert services.url("trainer") == "http://elsewhere:1"
+    monkeypatch.setenv("FRONTDESK_TRAINER_URL", "elsewhere:1")
+    with pytest.raises(ValueError, match="FRONTDESK_TRAINER_URL: 'elsewhere:1' must be an http"):
+        services.url("trainer")
+
+
+@pytest.mark.parametrize("url", ["localhost:30000", "ftp://x", "http://", "http://x:0", "http://x:99999"])
+def test_addresses_are_checked_when_the_config_is_read(tmp_path: Path, url: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"services: {{policy_proxy: {{server_urls: ['{url}']}}}}\n")
+    with pytest.raises(ConfigError, match=r"services\.policy_proxy\.server_urls"):
+        load_config(file, [])

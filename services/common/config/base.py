@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
-def _http_url(value: str) -> str:
+def http_url(value: str) -> str:
+    """An address as it is given. Raises ValueError where it is none."""
     url = urlsplit(value)
     # `port` raises ValueError where it is no number from 0 to 65535.
     if url.scheme not in ("http", "https") or not url.hostname or url.port == 0:
@@ -14,7 +15,7 @@ def _http_url(value: str) -> str:
     return value
 
 
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
+HttpUrl = Annotated[str, AfterValidator(http_url)]
 """Kept as it was written, unlike pydantic's own, which adds a slash."""
 
 

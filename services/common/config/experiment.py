@@ -181,7 +181,7 @@ class EnvConfig(Section):
     """What retail tasks are rewarded for. Upstream's rule is ``db+judge`` (see ``judge_llm``), before 1.0 it was ``db+communicate``."""
     judge_llm: str | None = None
     """The model that decides NL assertions; null = tasks that need one fail with the judge as the owner."""
-    judge_llm_base_url: str | None = None
+    judge_llm_base_url: HttpUrl | None = None
     """Its OpenAI-compatible server; null = ``judge_llm`` is a litellm model name."""
     judge_llm_args: dict[str, Any] = {}
     """Added to each request; the temperature is 0 unless set here."""

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from services.common.config.base import HttpUrl, Section
+from services.common.config.base import HttpUrl, Section, http_url
 
 ServiceName = Literal["trajectory_store", "policy_server", "policy_proxy", "user_simulator", "agent_runner", "trainer"]
 SERVICE_NAMES: tuple[ServiceName, ...] = get_args(ServiceName)
@@ -199,7 +199,11 @@ class ServicesConfig(Section):
         return getattr(self, name)
 
     def url(self, name: ServiceName) -> str:
-        """Where to reach one service from here."""
-        endpoint = self.endpoint(name)
-        default = endpoint.url or f"http://{endpoint.host}:{endpoint.port}"
-        return os.environ.get(f"FRONTDESK_{name.upper()}_URL", default)
+        """Where to reach one service from here. Raises ValueError where the environment names no address."""
+        endpoint, variable = self.endpoint(name), f"FRONTDESK_{name.upper()}_URL"
+        if not (given := os.environ.get(variable)):
+            return endpoint.url or f"http://{endpoint.host}:{endpoint.port}"
+        try:
+            return http_url(given)
+        except ValueError as error:
+            raise ValueError(f"{variable}: {given!r} {error}") from None
