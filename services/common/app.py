@@ -7,7 +7,7 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from importlib.metadata import version as package_version
 from typing import Any
@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common import logs
@@ -26,6 +26,7 @@ from services.common.ids import is_valid_id, new_id
 
 log = logging.getLogger(__name__)
 
+Endpoint = Callable[[Request], Awaitable[Response]]
 Readiness = Callable[[], Awaitable[dict[str, str]]]
 """Checks the dependencies: name -> "ok", "ok, " and what should still be known, or the reason it is not ok."""
 
@@ -102,35 +103,49 @@ class RequestContext:
             self._metrics.answered(scope["method"], route, status, time.perf_counter() - started)
 
 
+class HotRoutes:
+    """ASGI middleware: serves the routes made by `hot_route`, and hands on what is for the others."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for route in self._routes:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found, route=route)
+                request = Request(scope, receive)
+                try:
+                    response = await route.endpoint(request)
+                except tuple(_RENDERERS) as error:
+                    response = await _render(request, error)
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def hot_route(path: str, endpoint: Endpoint, method: str) -> Route:
+    """A route without FastAPI's handling of arguments and errors, which costs more than the work of the hottest routes.
+
+    It checks its arguments itself. A FastAPI route of the same path and method may stand beside it for the OpenAPI document.
+    """
+    return Route(path, endpoint, methods=[method])
+
+
 def create_app(service: str, *, lifespan: Any, readiness: Readiness, routers: list[APIRouter]) -> FastAPI:
     """An app with the conventions every service follows (docs/architecture.md). ``app.state.metrics`` is its `Metrics`."""
     app = FastAPI(title=f"Frontdesk {service}", version=package_version("frontdesk"), lifespan=lifespan)
     app.state.metrics = Metrics(service)
+    app.add_middleware(HotRoutes, routes=[route for router in routers for route in router.routes if type(route) is Route])
     app.add_middleware(RequestContext, metrics=app.state.metrics)
-    app.add_exception_handler(ServiceError, _service_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _framework_error)
+    for kind in _RENDERERS:
+        app.add_exception_handler(kind, _render)
     app.add_exception_handler(Exception, _internal_error)
     app.include_router(_common_routes(service, readiness))
     for router in routers:
         app.include_router(router)
-    # Before all others, and not through the routers they came with.
-    app.router.routes[:0] = [route for router in routers for route in router.routes if type(route) is Route]
     return app
-
-
-def hot_route(path: str, endpoint: Callable[[Request], Awaitable[Response]], method: str) -> Route:
-    """A route without FastAPI's argument handling, which costs more than the work of the hottest routes; `create_app` matches it first.
-
-    It checks its arguments itself. A FastAPI route of the same path and method may stand beside it for the OpenAPI document.
-    """
-
-    async def handle(request: Request) -> Response:
-        request.scope["route"] = route
-        return await endpoint(request)
-
-    route = Route(path, handle, methods=[method])
-    return route
 
 
 def _common_routes(service: str, readiness: Readiness) -> APIRouter:
@@ -163,44 +178,53 @@ def _common_routes(service: str, readiness: Readiness) -> APIRouter:
     return router
 
 
-def _render(request: Request, error: ServiceError) -> Response:
+async def _render(request: Request, error: Exception) -> Response:
+    """The answer to what an endpoint raised."""
+    return next(render for kind, render in _RENDERERS.items() if isinstance(error, kind))(request, error)
+
+
+def _answer(request: Request, error: ServiceError) -> Response:
     if request.url.path.startswith(OPENAI_PREFIXES):
         return JSONResponse(error.openai(), error.status, error.headers())
     body = error.problem(request.state.request_id)
     return JSONResponse(body, error.status, error.headers(), media_type="application/problem+json")
 
 
-async def _service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)
+def _service_error(request: Request, error: Any) -> Response:
     if error.status >= 500:
         log.warning("%s: %s", error.code, error.detail)
-    return _render(request, error)
+    return _answer(request, error)
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+def _validation_error(request: Request, error: Any) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     detail = f"{where}: {first['msg']}"
     failure = BadRequest(detail, code="validation_error", param=where, extra={"errors": len(error.errors())})
     failure.status = 400 if request.url.path.startswith(OPENAI_PREFIXES) else 422
-    return _render(request, failure)
+    return _answer(request, failure)
 
 
-async def _framework_error(request: Request, error: Exception) -> Response:
+def _framework_error(request: Request, error: Any) -> Response:
     """What Starlette and FastAPI refuse themselves: a path or method that no route has, a body that is not even text."""
-    assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     failure = ServiceError(f"{request.method} {request.url.path}: {error.detail}", code=status.name.lower())
     failure.status, failure.title = status.value, status.phrase
-    answer = _render(request, failure)
+    answer = _answer(request, failure)
     answer.headers.update(error.headers or {})
     return answer
 
 
+_RENDERERS: dict[type[Exception], Callable[[Request, Any], Response]] = {
+    ServiceError: _service_error,
+    RequestValidationError: _validation_error,
+    HTTPException: _framework_error,
+}
+
+
 async def _internal_error(request: Request, error: Exception) -> Response:
     log.error("unhandled error on %s", request.url.path, exc_info=error)
-    return _render(request, ServiceError(f"internal error, see the log for request {request.state.request_id}"))
+    return _answer(request, ServiceError(f"internal error, see the log for request {request.state.request_id}"))
 
 
 def admin_key() -> str:

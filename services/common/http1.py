@@ -17,6 +17,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import httptools
 
+from services.common.config.base import http_url
+
 IDLE_S = 15.0
 """A connection that waited longer is not used again: the other side, or something between, may have dropped it without a word."""
 UNREAD_BYTES = 1 << 20
@@ -179,10 +181,8 @@ class Pool:
 
     def __init__(self, base_url: str) -> None:
         """Raises `ValueError` where ``base_url`` is no http or https URL."""
-        url = urlsplit(base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError(f"{base_url!r} is no http:// or https:// URL")
-        self._host, self._tls = url.hostname, url.scheme == "https"
+        url = urlsplit(http_url(base_url))
+        self._host, self._tls = url.hostname or "", url.scheme == "https"
         self._port = url.port or (443 if self._tls else 80)
         self._prefix = url.path.rstrip("/")
         host = url.netloc.rpartition("@")[2]

@@ -1,6 +1,7 @@
 """The pool: servers that die, stall or answer nonsense; affinity; the state machine."""
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from test_weight_updates import LONG, mid_generation, start_call
 from services.common.errors import RemoteError
 from services.common.transitions import IllegalTransition
 from services.common.wire.store import PolicyVersion
-from services.policy_proxy.servers.outputs import read_segment, read_versions
+from services.policy_proxy.servers.outputs import read_answer, read_segment, read_versions
 from services.policy_proxy.servers.pool import TRANSITIONS, ServerEvent, ServerPool, ServerState
 from services.policy_proxy.servers.versions import Weights
 
@@ -188,6 +189,6 @@ def test_answers_that_cannot_be_trained_on_are_refused(change: dict[str, object]
         "output_ids": [1, 2],
         "meta_info": {"finish_reason": {"type": "stop"}, "output_token_logprobs": [[-1.0, 1, None], [-1.0, 2, None]]},
     }
-    assert read_segment(good, 0).ids == [1, 2]
+    assert read_segment(read_answer(orjson.dumps(good)), 0).ids == [1, 2]
     with pytest.raises(RemoteError):
-        read_segment(good | change, 0)
+        read_segment(read_answer(orjson.dumps(good | change)), 0)

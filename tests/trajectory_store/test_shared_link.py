@@ -56,7 +56,7 @@ async def test_who_gives_up_takes_nothing_from_the_others(link: Link) -> None:
     assert await echo(link, "after") == b"after"
 
 
-async def test_a_sender_that_is_stopped_fails_its_round_and_no_more(link: Link) -> None:
+async def test_a_sender_that_is_stopped_takes_nobody_with_it(link: Link) -> None:
     leaders = [asyncio.ensure_future(link.send("", [("EVAL", SLOW, 0, str(number))])) for number in range(CONNECTIONS)]
     await asyncio.sleep(0.005)
     waiting = asyncio.ensure_future(echo(link, "waiting"))

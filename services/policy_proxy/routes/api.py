@@ -85,7 +85,7 @@ def _add(routes: APIRouter, path: str, tag: str, body: Json, handle: Handler) ->
     name = path.strip("/").replace("/", "_")
     for base, endpoint in ((BY_PATH, by_path), (BY_KEY, by_key)):
         routes.routes.append(hot_route(base + path, hot, "POST"))
-        # For the OpenAPI document: the one above is matched first.
+        # For the OpenAPI document: the one above is taken.
         routes.add_api_route(
             base + path,
             endpoint,

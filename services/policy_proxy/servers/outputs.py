@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
+import orjson
+
 from services.common.errors import RemoteError
 from services.policy_proxy.servers.versions import version_of
 
@@ -45,6 +48,16 @@ class Segment:
     top: list[Top] | None = None
     cached_tokens: int = 0
     matched_stop: str | int | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What is read of a ``/generate`` answer. The rest, which may be the ids of a long prompt, is skipped and not parsed."""
+
+    meta_info: Json
+    output_ids: list[int] | None = None
+
+
+_answers = msgspec.json.Decoder(Answer)
 
 
 class SegmentReader:
@@ -127,20 +140,37 @@ class SegmentReader:
         return given
 
 
-def read_segment(answer: Json, pinned: int, n_top: int = 0, *, mixed: bool = False) -> Segment:
+def read_object(body: bytes) -> Json:
+    """Raises `RemoteError` for a body that is no JSON object."""
+    try:
+        answer: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise bad_answer(f"not JSON: {body[:200]!r}") from error
+    if not isinstance(answer, dict):
+        raise bad_answer(f"not a JSON object: {body[:200]!r}")
+    return cast("Json", answer)
+
+
+def read_answer(body: bytes) -> Answer:
+    """Raises `RemoteError` for a body that is no ``/generate`` answer."""
+    try:
+        return _answers.decode(body)
+    except msgspec.MsgspecError as error:
+        raise bad_answer(f"generate: {error} in {body[:200]!r}") from error
+
+
+def read_segment(answer: Answer, pinned: int, n_top: int = 0, *, mixed: bool = False) -> Segment:
     """The tokens of a ``/generate`` answer. Raises `RemoteError` where they cannot be trusted.
 
     ``mixed``: updates let running requests go on, so that one output may be of several versions.
     """
     try:
-        meta: Json = answer["meta_info"]
-        tokens = read_tokens(meta, with_top=n_top > 0)
-        segment = _segment(tokens, meta, pinned, mixed=mixed)
-        output_ids = answer.get("output_ids")
+        tokens = read_tokens(answer.meta_info, with_top=n_top > 0)
+        segment = _segment(tokens, answer.meta_info, pinned, mixed=mixed)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise bad_answer(f"generate: {error!r}") from error
-    if output_ids is not None and output_ids != segment.ids:
-        raise bad_answer(f"generate: {len(segment.ids)} logprobs for other ids than the {len(output_ids)} in output_ids")
+    if answer.output_ids is not None and answer.output_ids != segment.ids:
+        raise bad_answer(f"generate: {len(segment.ids)} logprobs for other ids than the {len(answer.output_ids)} in output_ids")
     return segment
 
 

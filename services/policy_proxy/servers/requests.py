@@ -12,7 +12,7 @@ import orjson
 
 from services.common.wire.calls import Ids
 from services.policy_proxy.calls.sampling import Sampling
-from services.policy_proxy.servers.outputs import bad_answer
+from services.policy_proxy.servers.outputs import Answer, bad_answer, read_answer, read_object
 
 Json = dict[str, Any]
 ServerApi = Literal["generate", "chat"]
@@ -60,7 +60,7 @@ class Api(Protocol):
         """The request."""
         ...
 
-    def answer(self, submission: Submission, answer: Json) -> Json:
+    def answer(self, submission: Submission, body: bytes) -> Answer:
         """The answer in the form of ``/generate``. Raises `RemoteError`."""
         ...
 
@@ -82,9 +82,9 @@ class GenerateApi:
         }
         return _encoded(body, submission, top_name="top_logprobs_num")
 
-    def answer(self, submission: Submission, answer: Json) -> Json:
+    def answer(self, submission: Submission, body: bytes) -> Answer:
         """As it is."""
-        return answer
+        return read_answer(body)
 
 
 class ChatApi:
@@ -113,13 +113,14 @@ class ChatApi:
         }
         return _encoded(body, submission, top_name="top_logprobs")
 
-    def answer(self, submission: Submission, answer: Json) -> Json:
+    def answer(self, submission: Submission, body: bytes) -> Answer:
         """The only choice. Raises `RemoteError` where the server has generated after another prompt."""
+        answer = read_object(body)
         try:
             choice: Json = answer["choices"][0]
             if choice["prompt_token_ids"] != submission.input_ids.tolist():
                 raise ValueError("prompt_token_ids are not the input_ids that were sent")
-            return {"output_ids": choice["response_token_ids"], "meta_info": choice["meta_info"]}
+            return Answer(choice["meta_info"], choice["response_token_ids"])
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise bad_answer(f"chat completions: {error!r}") from error
 

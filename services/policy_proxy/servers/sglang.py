@@ -5,16 +5,23 @@ Turns answers into plain values. Every failure is a `RemoteError`, answers that 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
-
-import orjson
+from typing import Any, Literal
 
 from services.common.errors import RemoteError
 from services.common.http import ServiceClient
 from services.common.wire.store import PolicyVersion
 from services.policy_proxy.servers.event_stream import event_data
 from services.policy_proxy.servers.load import LoadFigures, read_loads
-from services.policy_proxy.servers.outputs import SERVICE, Piece, Segment, SegmentReader, bad_answer, read_segment, refuse_stale
+from services.policy_proxy.servers.outputs import (
+    SERVICE,
+    Piece,
+    Segment,
+    SegmentReader,
+    bad_answer,
+    read_object,
+    read_segment,
+    refuse_stale,
+)
 from services.policy_proxy.servers.requests import APIS, Api, Submission
 from services.policy_proxy.servers.versions import Weights, disk_label
 
@@ -66,7 +73,7 @@ class SglangServer:
         """Generates after ``input_ids``. ``timeout_s`` is the caller's deadline, which the caller enforces."""
         body, limit_s = self._api.body(submission, stream=False), timeout_s + BACKSTOP_S
         raw = await self._client.request("POST", self._api.path, data=body, headers=submission.headers(), timeout_s=limit_s)
-        answer = self._api.answer(submission, _read(raw))
+        answer = self._api.answer(submission, raw)
         return refuse_stale(read_segment(answer, submission.pinned, submission.n_top, mixed=submission.mixed()), submission.pinned)
 
     async def stream(self, submission: Submission, timeout_s: float, reader: SegmentReader, hear: Callable[[Piece], None]) -> Segment:
@@ -77,7 +84,7 @@ class SglangServer:
         )
         async with chunks as received:
             async for data in event_data(received):
-                if (piece := reader.take(_read(data))) is not None:
+                if (piece := reader.take(read_object(data))) is not None:
                     hear(piece)
         if reader.finished is None:
             raise bad_answer(f"the stream of {self.url} ended before the answer did, after {reader.n_tokens} tokens")
@@ -85,13 +92,13 @@ class SglangServer:
 
     async def weights(self) -> Weights:
         """The weights in use."""
-        answer = _read(await self._client.request("GET", "/model_info", timeout_s=CONTROL_TIMEOUT_S))
+        answer = read_object(await self._client.request("GET", "/model_info", timeout_s=CONTROL_TIMEOUT_S))
         return Weights(str(answer.get("weight_version")), str(answer.get("model_path")))
 
     async def load(self) -> LoadFigures | None:
         """Its load figures; None where it has no such route."""
         try:
-            return read_loads(_read(await self._client.request("GET", "/v1/loads?include=core", timeout_s=CONTROL_TIMEOUT_S)))
+            return read_loads(read_object(await self._client.request("GET", "/v1/loads?include=core", timeout_s=CONTROL_TIMEOUT_S)))
         except ValueError as error:
             raise bad_answer(f"/v1/loads: {error}") from error
         except RemoteError as error:
@@ -112,7 +119,7 @@ class SglangServer:
 
     async def ranks(self) -> int:
         """Ranks that take part in a weight-update group: tensor- and pipeline-parallel ones of its only data-parallel replica."""
-        answer = _read(await self._client.request("GET", "/server_info", timeout_s=CONTROL_TIMEOUT_S))
+        answer = read_object(await self._client.request("GET", "/server_info", timeout_s=CONTROL_TIMEOUT_S))
         if int(answer.get("dp_size") or 1) != 1:
             raise bad_answer("server_info: dp_size must be 1, SGLang has no weight-update groups over data-parallel replicas")
         return int(answer.get("tp_size") or 1) * int(answer.get("pp_size") or 1)
@@ -180,7 +187,7 @@ class SglangServer:
         return await self._client.request("POST", path, json=body, headers=self._control, timeout_s=timeout_s)
 
     async def _do(self, path: str, body: Json, timeout_s: float = CONTROL_TIMEOUT_S) -> None:
-        answer = _read(await self._post(path, body, timeout_s))
+        answer = read_object(await self._post(path, body, timeout_s))
         if answer.get("success") is not True:
             raise bad_answer(f"{path[1:]}: {answer.get('message')}")
 
@@ -190,13 +197,3 @@ class SglangServer:
         except RemoteError as error:
             if error.status not in (400, 404, 405):
                 raise
-
-
-def _read(body: bytes) -> Json:
-    try:
-        answer: Any = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise bad_answer(f"not JSON: {body[:200]!r}") from error
-    if not isinstance(answer, dict):
-        raise bad_answer(f"not a JSON object: {body[:200]!r}")
-    return cast("Json", answer)

@@ -47,7 +47,7 @@ class SessionKeys:
         return session_id
 
     def _mac(self, session_id: str) -> str:
-        return hmac.new(self._secret, session_id.encode(), hashlib.sha256).hexdigest()[:32]
+        return hmac.digest(self._secret, session_id.encode(), "sha256").hex()[:32]
 
 
 def trial_secret(config: ExperimentConfig, admin_key: str) -> bytes:

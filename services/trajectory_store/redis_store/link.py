@@ -1,13 +1,12 @@
-"""Owns how commands travel to Redis: those of all requests share a few connections, and what comes in while one round is under way
-goes out together in the next. A pool that lends a connection to every command costs several times the CPU of the command itself.
+"""Owns how commands travel to Redis: those of all requests share a few connections (`services.common.group_commit`).
 
-No task runs for it: who finds a connection free sends a round for everybody who waits, and hands the connection on (group commit).
+A pool that lends a connection to every command costs several times the CPU of the command itself.
 A Redis Cluster has a client of its own that knows where each key is; there every command is sent by itself.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import hiredis
@@ -18,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from services.common.group_commit import Entry, GroupCommit
 from services.trajectory_store.redis_store import connection
 from services.trajectory_store.redis_store.connection import Client
 
@@ -27,7 +27,7 @@ Command = Sequence[Argument]
 CONNECTIONS = 2
 """While the answers of one round are on their way, the next one is sent."""
 ROUND_BYTES = 4 * 2**20
-"""A round ends with the command that takes it over this, so that its deadline holds on a slow line."""
+"""Of a round, so that its deadline holds on a slow line."""
 FIRST_PAUSE_S = 0.05
 """Before a round goes out again after its connection broke; doubled with each further time."""
 GENERIC = "return redis.call(unpack(ARGV))"
@@ -61,138 +61,83 @@ def open_link(client: Client) -> Link:
     return ClusterLink(client) if isinstance(client, RedisCluster) else SharedLink(client.connection_pool)
 
 
-class _Sending:
-    """What one caller wants sent. Its future brings None once the answers are there, or the connection on which it is to lead a round."""
+@dataclass(frozen=True, slots=True)
+class _Commands:
+    """What one request wants sent, packed, and how many answers it brings."""
 
-    __slots__ = ("answers", "commands", "future", "packed")
+    packed: bytes
+    n_answers: int
 
-    def __init__(self, commands: Sequence[Command]) -> None:
-        self.packed = b"".join(pack(tuple(command)) for command in commands)
-        self.commands = len(commands)
-        self.answers: list[Any] = []
-        self.future: asyncio.Future[Lane | None] = asyncio.get_running_loop().create_future()
 
-    @property
-    def answered(self) -> bool:
-        return len(self.answers) == self.commands
+_Entry = Entry[_Commands, list[Any], Lane]
 
 
 class SharedLink:
     """A few connections for everybody."""
 
     def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self._free: list[Lane] = []
-        self._lanes: list[Lane] = []
-        self._waiting: deque[_Sending] = deque()
+        self._lanes = [_lane(pool) for _ in range(CONNECTIONS)]
+        self._commit = GroupCommit[_Commands, list[Any], Lane](self._lanes, _round, failure=RedisError, most_bytes=ROUND_BYTES)
 
     async def send(self, at: str, commands: Sequence[Command]) -> list[Any]:
         """See `Link.send`."""
         if not commands:
             return []
-        mine = _Sending(commands)
-        lane = self._take()
-        if lane is None:
-            self._waiting.append(mine)
-            lane = await self._told(mine)
-        if lane is not None:
-            await self._lead(lane, mine)
-        return mine.answers
+        packed = b"".join(pack(tuple(command)) for command in commands)
+        return await self._commit.submit(_Commands(packed, len(commands)), len(packed))
 
     async def close(self) -> None:
         """See `Link.close`."""
         for lane in self._lanes:
             await lane.disconnect()
 
-    def _take(self) -> Lane | None:
-        if self._free:
-            return self._free.pop()
-        if len(self._lanes) == CONNECTIONS:
-            return None
-        lane = self._pool.make_connection()
-        # A round has one deadline and its own retries; timers for each read and write would cost more than the reading.
-        lane.socket_timeout = None
-        lane.retry = Retry(NoBackoff(), 0)
-        self._lanes.append(lane)
-        return lane
 
-    async def _told(self, mine: _Sending) -> Lane | None:
-        try:
-            return await mine.future
-        except asyncio.CancelledError:
-            if mine in self._waiting:
-                self._waiting.remove(mine)
-            elif not mine.future.cancelled() and mine.future.exception() is None and (lane := mine.future.result()) is not None:
-                self._hand_on(lane)
-            raise
-
-    def _hand_on(self, lane: Lane) -> None:
-        """Gives a connection to the first who waits and is still there."""
-        while self._waiting:
-            following = self._waiting.popleft()
-            if not following.future.done():
-                following.future.set_result(lane)
-                return
-        self._free.append(lane)
-
-    async def _lead(self, lane: Lane, mine: _Sending) -> None:
-        sendings, n_bytes = [mine], len(mine.packed)
-        while self._waiting and n_bytes < ROUND_BYTES:
-            sendings.append(self._waiting.popleft())
-            n_bytes += len(sendings[-1].packed)
-        try:
-            await _round(lane, sendings)
-        except RedisError as error:
-            _fail(sendings[1:], error)
-            if not mine.answered:
-                raise
-        except BaseException as error:
-            await lane.disconnect(nowait=True)
-            _fail(sendings[1:], RedisConnectionError(f"the round was broken off: {error!r}"))
-            raise
-        finally:
-            self._hand_on(lane)
+def _lane(pool: Any) -> Lane:
+    """A connection that is opened on first use."""
+    lane = pool.make_connection()
+    # A round has one deadline and its own retries; timers for each read and write would cost more than the reading.
+    lane.socket_timeout = None
+    lane.retry = Retry(NoBackoff(), 0)
+    return lane
 
 
-async def _round(lane: Lane, sendings: Sequence[_Sending]) -> None:
+async def _round(lane: Lane, entries: Sequence[_Entry]) -> None:
     """Sends and reads everything within one deadline, again where the connection breaks. Raises `RedisError`."""
     pause = FIRST_PAUSE_S
     for again in range(connection.RETRIES, -1, -1):
-        left = [sending for sending in sendings if not sending.answered]
         try:
             async with asyncio.timeout(connection.ANSWER_TIMEOUT_S):
-                await _exchange(lane, left)
+                await _exchange(lane, [entry for entry in entries if not entry.done])
                 return
         except TimeoutError:
-            await lane.disconnect(nowait=True)
             raise RedisTimeoutError(f"no answer within {connection.ANSWER_TIMEOUT_S:g} s") from None
         except (RedisConnectionError, OSError) as error:
-            await lane.disconnect(nowait=True)
             if not again:
                 raise RedisConnectionError(str(error)) from error
         await asyncio.sleep(pause)
         pause *= 2
 
 
-async def _exchange(lane: Lane, sendings: Sequence[_Sending]) -> None:
-    if not lane.is_connected:
-        await lane.connect()  # a connection by Sentinel asks who is primary here and nowhere else
-    await lane.send_packed_command([sending.packed for sending in sendings], check_health=False)
-    for sending in sendings:
-        sending.answers = []
-        while not sending.answered:
-            try:
-                sending.answers.append(await lane.read_response())
-            except ResponseError as error:
-                sending.answers.append(error)
-        if not sending.future.done():
-            sending.future.set_result(None)
+async def _exchange(lane: Lane, entries: Sequence[_Entry]) -> None:
+    whole = False
+    try:
+        if not lane.is_connected:
+            await lane.connect()  # a connection by Sentinel asks who is primary here and nowhere else
+        await lane.send_packed_command([entry.item.packed for entry in entries], check_health=False)
+        for entry in entries:
+            entry.tell([await _answer(lane) for _ in range(entry.item.n_answers)])
+        whole = True
+    finally:
+        if not whole:
+            # What is still to come on it belongs to nobody.
+            await lane.disconnect(nowait=True)
 
 
-def _fail(sendings: Sequence[_Sending], error: RedisError) -> None:
-    for sending in sendings:
-        if not sending.future.done():
-            sending.future.set_exception(error)
+async def _answer(lane: Lane) -> Any:
+    try:
+        return await lane.read_response()
+    except ResponseError as error:
+        return error
 
 
 class ClusterLink:

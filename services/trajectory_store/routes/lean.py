@@ -36,7 +36,7 @@ def add_lean_route(routes: APIRouter, path: str, endpoint: Endpoint, method: str
             return answer
         return Response(cast("BaseModel", answer).model_dump_json(), status, media_type=JSON)
 
-    # The first route that fits is taken, so the second one only documents.
+    # The hot route is taken; the other one only documents.
     routes.routes.append(hot_route(routes.prefix + path, handle, method))
     routes.add_api_route(path, endpoint, methods=[method], status_code=status, **documented)
 
