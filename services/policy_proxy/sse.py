@@ -6,7 +6,7 @@ boundary: whatever goes wrong here is told to the client and logged, and nothing
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Protocol
 
@@ -25,6 +25,10 @@ SEND_TIMEOUT_S = 120.0
 """A client that reads nothing for this long, with the connection's buffers full, is as good as gone."""
 KEEP_ALIVE = b": still working\n\n"
 """A comment; clients skip it, and nothing between us and them takes the connection for dead."""
+
+
+class _Unread(Exception):
+    """The client takes nothing more."""
 
 
 class EventWriter(Protocol):
@@ -57,24 +61,32 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(data: bytes, *, more: bool = True) -> None:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await send({"type": "http.response.body", "body": data, "more_body": more})
+            except TimeoutError as error:
+                raise _Unread from error
 
         async with aclosing(self._events):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             try:
-                await write(self._written(self._first))
-                async for event in self._events:
-                    await write(self._written(event))
-            except ServiceError as error:
-                await write(self._failed(error))
-            except TimeoutError:
+                await self._write_all(write)
+                await write(b"", more=False)
+            except _Unread:
                 log.warning("a stream was not read for %g s and is given up", SEND_TIMEOUT_S)
-                return
-            except Exception:
-                log.exception("a stream broke off")
-                await write(self._writer.error(ServiceError("internal error, see the log")))
-            await write(b"", more=False)
+
+    async def _write_all(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        try:
+            await write(self._written(self._first))
+            async for event in self._events:
+                await write(self._written(event))
+        except ServiceError as error:
+            await write(self._failed(error))
+        except _Unread:
+            raise
+        except Exception:
+            log.exception("a stream broke off")
+            await write(self._writer.error(ServiceError("internal error, see the log")))
 
     def _written(self, event: Event) -> bytes:
         if isinstance(event, CallRecord):

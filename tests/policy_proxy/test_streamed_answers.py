@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -10,8 +11,14 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 from proxy_helpers import Json, MakeProxy, ProxyUnderTest, SessionClient, call_text, tool, user
 from proxy_servers import wait_until
+from starlette.types import Message
 
+from services.common.errors import ServiceError
+from services.policy_proxy import sse
 from services.policy_proxy.calls import service
+from services.policy_proxy.calls.service import Event
+from services.policy_proxy.chat.answer import Part
+from services.policy_proxy.dialects.base import CHAT
 
 C1 = {"Idempotency-Key": "c1"}
 
@@ -219,3 +226,38 @@ def test_a_stream_goes_on_across_a_weight_update(make_proxy: MakeProxy) -> None:
     assert parts[-1]["policy_version"] == 1
     (record,) = proxy.assert_token_exact(session)
     assert {version for version, _ in record.versions} <= {0, 1}
+
+
+@pytest.mark.parametrize("n_taken", [0, 3])
+@pytest.mark.parametrize("ends", [None, ServiceError("gone wrong"), ZeroDivisionError("a bug")])
+async def test_a_stream_that_nobody_reads_any_more_is_given_up(
+    n_taken: int, ends: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "SEND_TIMEOUT_S", 0.1)
+    closed: list[bool] = []
+    taken: list[Message] = []
+
+    async def parts() -> AsyncGenerator[Event]:
+        try:
+            for _ in range(2 if ends else 1_000):
+                yield [Part(0, {"content": "word"})]
+            if ends:
+                raise ends
+        finally:
+            closed.append(True)
+
+    async def send(message: Message) -> None:
+        # A connection whose buffers are full after so many writes.
+        if message["type"] == "http.response.body" and len(taken) > n_taken:
+            await asyncio.Event().wait()
+        taken.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("a stream reads nothing")
+
+    events = parts()
+    stream = sse.EventStream(await anext(events), events, CHAT.writer("c1", {"model": "policy"}, 0), {})
+    async with asyncio.timeout(5):
+        await stream({"type": "http"}, receive, send)
+    assert closed == [True]
+    assert len(taken) == n_taken + 1
