@@ -34,7 +34,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to do. ``calls`` (if not 0) ends the load instead of ``warm_s`` and ``seconds``."""
+    """What to do. ``calls`` (if not 0) ends the load instead of ``warm_s`` and ``seconds``; sessions that have begun are then finished."""
 
     base: str
     path: str
@@ -106,7 +106,7 @@ class Load:
                 await self._request("POST", path, body, headers)
                 ended = time.perf_counter()
                 self._ended.append((ended, ended - started))
-                if self._over():
+                if not self._plan.calls and self._over():
                     return
             for step in self._plan.closing:
                 await self._send(step, session)
