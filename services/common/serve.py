@@ -3,8 +3,10 @@
 import argparse
 import gc
 import ipaddress
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -55,6 +57,7 @@ def serve(name: ServiceName, build: BuildApp) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_AFTER)
+    _let_others_finish()
     uvicorn.run(
         app,
         host=host,
@@ -67,6 +70,16 @@ def serve(name: ServiceName, build: BuildApp) -> None:
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
     )
+
+
+def _let_others_finish() -> None:
+    """A service that is woken takes its turn instead of interrupting another: what comes in until then is handled together.
+
+    Where services share cores this saves a sixth of the CPU of a call (docs/benchmarks.md); where each has its own it changes nothing.
+    """
+    if sys.platform == "linux":
+        with suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def refuse_weak_key(host: str) -> None:

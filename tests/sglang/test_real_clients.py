@@ -77,7 +77,7 @@ def test_a_tool_call_can_be_forced(make_stack: MakeStack, random_policies: list[
     """Constrained decoding needs SGLang's grammar back end; a random policy would never call by itself."""
     session = make_stack(random_policies[0], untrue_logprobs="allow").open()
     for _ in range(FORCED_ATTEMPTS):
-        choice = session.post([SYSTEM, QUESTION], tools=[SWITCH], tool_choice="required", max_tokens=60).json()["choices"][0]
+        choice = session.post([SYSTEM, QUESTION], tools=[SWITCH], tool_choice="required", max_tokens=200).json()["choices"][0]
         if choice["finish_reason"] != "length":
             calls = [call["function"] for call in choice["message"]["tool_calls"]]
             assert {call["name"] for call in calls} == {"switch"}
