@@ -80,7 +80,10 @@ class GroupCommit(Generic[Item, Outcome, Lane]):
             return await self._lead(self._free.pop(), mine)
         self._waiting.append(mine)
         told = await self._told(mine)
-        return await self._lead(told.lane, mine) if isinstance(told, Turn) else told[0]
+        if not isinstance(told, Turn):
+            return told[0]
+        mine.future = asyncio.get_running_loop().create_future()
+        return await self._lead(told.lane, mine)
 
     async def _told(self, mine: Entry[Item, Outcome, Lane]) -> tuple[Outcome] | Turn[Lane]:
         try:
@@ -94,7 +97,6 @@ class GroupCommit(Generic[Item, Outcome, Lane]):
 
     async def _lead(self, lane: Lane, mine: Entry[Item, Outcome, Lane]) -> Outcome:
         """Sends one round for everybody who waits now."""
-        mine.future = asyncio.get_running_loop().create_future()
         entries = [mine, *self._taken(mine.n_bytes)]
         try:
             await self._send(lane, entries)

@@ -7,22 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from real_models import QUESTION, SYSTEM, hf_logprobs
+from real_models import QUESTION, SYSTEM
 from real_server import free_port, wait_until
 from real_stack import MakeStack, Stack, running
 from safetensors.torch import load_file
 from sglang.srt.utils import init_custom_process_group
+from test_real_weight_updates import ATTEMPTS, LONG, assert_proven
 
-from services.common.wire.calls import Row, rows_of
-
-TOLERANCE = 1e-5
-UNLIKE = 0.01
-LONG = 300
-ATTEMPTS = 4
-"""A random policy may end its turn before the update comes; then the test plays again."""
+from services.common.wire.calls import rows_of
 
 
 @contextmanager
@@ -65,16 +59,6 @@ def broadcast(stack: Stack, group: tuple[str, Any], version: int, folder: Path, 
     assert [outcome["ok"] for outcome in outcomes] == [True], outcomes
 
 
-def assert_proven(row: Row, weights: dict[int, Path]) -> None:
-    """Each token has its logprob under the weights of its version, and not under the others."""
-    assert row.logprobs is not None
-    for version in set(row.versions.tolist()):
-        mine = row.versions == version
-        for other, folder in weights.items():
-            off = float(np.abs(row.logprobs - hf_logprobs(folder, row.ids.tolist(), row.n_output))[mine].max())
-            assert off < TOLERANCE if other == version else off > UNLIKE, f"tokens of version {version} under {other}: {off}"
-
-
 @pytest.mark.parametrize("mode", ["abort", "retract"])
 def test_a_trainer_broadcasts_its_weights(
     make_stack: MakeStack, sglang: str, random_policies: list[Path], mode: str, figure: Callable[[str, str], None]
@@ -94,7 +78,7 @@ def test_a_trainer_broadcasts_its_weights(
             session.post([SYSTEM, QUESTION], max_tokens=20, seed=version)
             rows = rows_of(session.records())
             for row in rows:
-                assert_proven(row, folders)
+                assert_proven(row, folders, mode)
                 n_tokens += row.n_output
             assert set(rows[1].versions.tolist()) == {version}
             n_mixed += len(set(rows[0].versions.tolist())) == 2
