@@ -26,6 +26,7 @@ import orjson
 import psutil
 from store_payload import MARK, Payload, episode_id, json_bytes, with_id
 
+from services.common.frames import framed
 from services.common.wire.call_log import LogEntry, encode_log
 from services.common.wire.store import Batch
 
@@ -220,7 +221,7 @@ class FrontdeskCallByCall(Frontdesk):
         for call_id, record in self._calls:
             call = with_id(call_id.encode(), name).decode()
             for line in (LogEntry(f"{name}.a1", call, "d"), LogEntry(f"{name}.a1", call, record=with_id(record, name))):
-                await self.call("POST", "/v1/call_log", encode_log([line]), MSGPACK)
+                await self.call("POST", "/v1/call_log", framed(encode_log([line])), MSGPACK)
         await self.call("POST", f"{session}/seal", b"{}")
         headers = {**JSON, "X-Lease-Id": lease_id}
         await self.call("PUT", f"/v1/trajectories/{name}", with_id(self._trajectory, name), headers)

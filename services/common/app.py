@@ -3,6 +3,7 @@
 A service builds its app with `create_app`, adds its own routers and keeps its state in ``app.state``. Refuses to know any service.
 """
 
+import asyncio
 import hmac
 import logging
 import os
@@ -26,7 +27,8 @@ from services.common.ids import is_valid_id, new_id
 
 log = logging.getLogger(__name__)
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[Request], Awaitable[ASGIApp]]
+"""Gives the answer as an ASGI application, which every response is."""
 Readiness = Callable[[], Awaitable[dict[str, str]]]
 """Checks the dependencies: name -> "ok", "ok, " and what should still be known, or the reason it is not ok."""
 
@@ -134,9 +136,13 @@ def hot_route(path: str, endpoint: Endpoint, method: str) -> Route:
 
 
 def create_app(service: str, *, lifespan: Any, readiness: Readiness, routers: list[APIRouter]) -> FastAPI:
-    """An app with the conventions every service follows (docs/architecture.md). ``app.state.metrics`` is its `Metrics`."""
+    """An app with the conventions every service follows (docs/architecture.md). ``app.state.metrics`` is its `Metrics`.
+
+    ``app.state.stopping`` is set where the service is told to stop: whatever goes on for long ends itself then.
+    """
     app = FastAPI(title=f"Frontdesk {service}", version=package_version("frontdesk"), lifespan=lifespan)
     app.state.metrics = Metrics(service)
+    app.state.stopping = asyncio.Event()
     app.add_middleware(HotRoutes, routes=[route for router in routers for route in router.routes if type(route) is Route])
     app.add_middleware(RequestContext, metrics=app.state.metrics)
     for kind in _RENDERERS:

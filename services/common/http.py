@@ -6,17 +6,23 @@ Refuses to retry for ever: the budget is a number of seconds the caller chose. H
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import orjson
 
 from services.common.errors import RemoteError
-from services.common.http1 import ConnectionFailed, Pool
+from services.common.frames import FrameReader, framed
+from services.common.http1 import ConnectionFailed, Dialogue, Pool
+
+Value = TypeVar("Value")
 
 MSGPACK = "application/msgpack"
+MOST_ANSWER_BYTES = 64 * 2**20
+"""Of one message of a `Channel`."""
 
 
 class ServiceClient:
@@ -109,18 +115,26 @@ class ServiceClient:
         merged = {**self._headers, **(headers or {})}
         if payload is not None:
             merged["Content-Type"] = content_type
-        budget = self._retry_s if retry_s is None else retry_s
-        give_up_at = time.monotonic() + budget
+        return await self.repeated(partial(self._attempt, method, path, payload, merged, timeout_s or self._timeout_s), retry_s)
+
+    async def repeated(self, attempt: Callable[[], Awaitable[Value]], retry_s: float | None = None) -> Value:
+        """What ``attempt`` brings, made again while it fails with something that may pass and the budget lasts. Raises `RemoteError`."""
+        give_up_at = time.monotonic() + (self._retry_s if retry_s is None else retry_s)
         pause = 0.05
         while True:
             try:
-                return await self._attempt(method, path, payload, merged, timeout_s or self._timeout_s)
+                return await attempt()
             except RemoteError as error:
                 wait = pause * random.uniform(0.5, 1.5)
                 if not error.retryable or time.monotonic() + wait > give_up_at:
                     raise
             await asyncio.sleep(wait)
             pause = min(pause * 2, 2.0)
+
+    def channel(self, path: str, *, content_type: str = MSGPACK) -> "Channel":
+        """Messages to a route that answers each with one."""
+        headers = {**self._headers, "Content-Type": content_type}
+        return Channel(self, path, partial(self._pool.dialogue, "POST", path, headers), self._timeout_s)
 
     @asynccontextmanager
     async def stream(
@@ -134,7 +148,7 @@ class ServiceClient:
         try:
             async with asyncio.timeout(timeout_s), self._pool.stream(method, path, data, merged, silence_s) as (status, parts):
                 if status >= 300:
-                    raise self._remote_error(status, b"".join([part async for part in parts]))
+                    raise self.remote_error(status, b"".join([part async for part in parts]))
                 yield parts
         except TimeoutError:
             raise RemoteError(
@@ -154,10 +168,11 @@ class ServiceClient:
         except (ConnectionFailed, OSError) as error:
             raise RemoteError(self.name, None, "unreachable", f"{method} {self.base_url}{path}: {error!r}") from error
         if status >= 300:
-            raise self._remote_error(status, body)
+            raise self.remote_error(status, body)
         return body, answered
 
-    def _remote_error(self, status: int, body: bytes) -> RemoteError:
+    def remote_error(self, status: int, body: bytes) -> RemoteError:
+        """What an answer other than 2xx says."""
         try:
             answer: Any = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -168,3 +183,75 @@ class ServiceClient:
         known = cast("dict[str, Any]", fields)
         detail = known.get("detail") or known.get("message") or ""
         return RemoteError(self.name, status, str(known.get("code") or "error"), str(detail))
+
+
+class Channel:
+    """One POST that is kept open: messages (`frames`) in its body, each answered by one in the answer, one at a time.
+
+    A message costs a fraction of a request. Whatever lies between must pass bodies on as they come. The other side may end the request
+    whenever it has answered, and then it is begun anew.
+    """
+
+    def __init__(self, client: ServiceClient, path: str, begin: Callable[[], Awaitable[Dialogue]], timeout_s: float) -> None:
+        self._client = client
+        self._path = path
+        self._begin = begin
+        self._timeout_s = timeout_s
+        self._frames = FrameReader(MOST_ANSWER_BYTES)
+        self._dialogue: Dialogue | None = None
+
+    async def ask(self, message: bytes, *, retry_s: float | None = None) -> bytes:
+        """The answer to a message, which is sent again where none came. Raises `RemoteError`."""
+        return await self._client.repeated(partial(self._attempt, framed(message)), retry_s)
+
+    def close(self) -> None:
+        """Ends the request."""
+        if self._dialogue is not None:
+            self._dialogue.close()
+            self._dialogue = None
+
+    async def _attempt(self, frame: bytes) -> bytes:
+        kept = self._dialogue is not None and not self._dialogue.ended
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                try:
+                    return await self._ask(frame)
+                except ConnectionFailed:
+                    # The other side may end a kept request at any time, so at this moment too.
+                    if not kept:
+                        raise
+                    return await self._ask(frame)
+        except TimeoutError:
+            raise RemoteError(self._client.name, None, "timeout", f"POST {self._path} took over {self._timeout_s:g} s") from None
+        except (ConnectionFailed, OSError) as error:
+            raise RemoteError(self._client.name, None, "unreachable", f"POST {self._client.base_url}{self._path}: {error!r}") from error
+
+    async def _ask(self, frame: bytes) -> bytes:
+        if self._dialogue is None or self._dialogue.ended:
+            self.close()
+            self._dialogue, self._frames = await self._begin(), FrameReader(MOST_ANSWER_BYTES)
+        answered = False
+        try:
+            self._dialogue.send(frame)
+            answer = await self._answer(self._dialogue)
+            answered = True
+            return answer
+        finally:
+            if not answered:
+                self.close()
+
+    async def _answer(self, dialogue: Dialogue) -> bytes:
+        refusal = b""
+        while part := await dialogue.receive():
+            if dialogue.status >= 300:
+                refusal += part
+                continue
+            try:
+                messages = self._frames.feed(part)
+            except ValueError as error:
+                raise ConnectionFailed(str(error)) from error
+            if messages:
+                return messages[0]
+        if dialogue.status >= 300:
+            raise self._client.remote_error(dialogue.status, refusal)
+        raise ConnectionFailed("the answer ended before this was answered")

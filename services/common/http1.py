@@ -57,6 +57,11 @@ class Exchange:
             self._failure = ConnectionFailed(reason)
             self.notify()
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self.complete or self._failure is not None
+
     async def news(self) -> None:
         """Waits for `notify`. Raises `ConnectionFailed` where the exchange has failed."""
         if self._failure is None:
@@ -92,21 +97,31 @@ class Connection(asyncio.Protocol):
         self.reusable = False
         self._transport.abort()
 
+    def send_part(self, part: bytes) -> None:
+        """Writes a part of a body that was announced without its length."""
+        self._transport.writelines((b"%x\r\n" % len(part), part, b"\r\n"))
+
+    async def part(self, exchange: Exchange) -> bytes:
+        """What has come of the body of a streamed exchange, at least a byte; nothing at its end. Raises `ConnectionFailed`."""
+        while not exchange.chunks:
+            if exchange.complete:
+                return b""
+            await exchange.news()
+        data = b"".join(exchange.chunks)
+        exchange.chunks.clear()
+        if self._unread > UNREAD_BYTES and not self._transport.is_closing():
+            self._transport.resume_reading()
+        self._unread = 0
+        return data
+
     async def parts(self, exchange: Exchange, silence_s: float) -> AsyncIterator[bytes]:
         """The body of a streamed exchange as it comes. Raises `ConnectionFailed`, and `TimeoutError` after ``silence_s`` without news."""
         while True:
-            if exchange.chunks:
-                data = b"".join(exchange.chunks)
-                exchange.chunks.clear()
-                if self._unread > UNREAD_BYTES and not self._transport.is_closing():
-                    self._transport.resume_reading()
-                self._unread = 0
-                yield data
-            elif exchange.complete:
+            async with asyncio.timeout(silence_s):
+                data = await self.part(exchange)
+            if not data:
                 return
-            else:
-                async with asyncio.timeout(silence_s):
-                    await exchange.news()
+            yield data
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
@@ -176,6 +191,36 @@ class Connection(asyncio.Protocol):
         return self._exchange
 
 
+class Dialogue:
+    """A request whose body and answer go on beside each other, on a connection of its own. ``status`` is there once `receive` returned."""
+
+    def __init__(self, connection: Connection, head: bytes) -> None:
+        self._connection = connection
+        self._exchange = connection.send(head, b"", streamed=True)
+
+    @property
+    def status(self) -> int:
+        """Of the answer; 0 before there is one."""
+        return self._exchange.status
+
+    @property
+    def ended(self) -> bool:
+        """Whether there will be no more of the answer."""
+        return self._exchange.ended
+
+    def send(self, part: bytes) -> None:
+        """Writes a part of the body, which may not be empty."""
+        self._connection.send_part(part)
+
+    async def receive(self) -> bytes:
+        """What has come of the answer's body since, at least a byte; nothing at its end. Raises `ConnectionFailed`."""
+        return await self._connection.part(self._exchange)
+
+    def close(self) -> None:
+        """Ends both sides."""
+        self._connection.close()
+
+
 class Pool:
     """Connections to one origin: as many as there are requests at once; those that rest are used again, the last one first."""
 
@@ -219,6 +264,10 @@ class Pool:
         finally:
             self._rest(connection)
 
+    async def dialogue(self, method: str, path: str, headers: Mapping[str, str]) -> Dialogue:
+        """Begins a request whose body has no announced length. Raises `OSError`."""
+        return Dialogue(await self._connect(), self._head(method, path, None, headers))
+
     async def _begin(self, head: bytes, body: bytes, *, streamed: bool) -> tuple[Connection, Exchange]:
         """Sends a request; returns when the answer is complete, a streamed one when its head is."""
         while True:
@@ -247,9 +296,12 @@ class Pool:
             connection = self._idle.pop()
             if connection.reusable:
                 return connection
+        return await self._connect()
+
+    async def _connect(self) -> Connection:
         if self._tls and self._context is None:
             self._context = create_default_context()
-        return (await loop.create_connection(Connection, self._host, self._port, ssl=self._context))[1]
+        return (await asyncio.get_running_loop().create_connection(Connection, self._host, self._port, ssl=self._context))[1]
 
     def _rest(self, connection: Connection) -> None:
         self._busy.discard(connection)
@@ -259,9 +311,10 @@ class Pool:
         else:
             connection.close()
 
-    def _head(self, method: str, path: str, length: int, headers: Mapping[str, str]) -> bytes:
+    def _head(self, method: str, path: str, length: int | None, headers: Mapping[str, str]) -> bytes:
         target = path if _PLAIN_TARGET.fullmatch(path) else quote(path, safe="/%:?#[]@!$&'()*+,;=")
-        lines = [f"{method} {self._prefix}{target} HTTP/1.1\r\n{self._fixed}content-length: {length}"]
+        body = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+        lines = [f"{method} {self._prefix}{target} HTTP/1.1\r\n{self._fixed}{body}"]
         for name, value in headers.items():
             if _LINE_BREAK.search(value):
                 raise ValueError(f"header {name}: a line break in its value")

@@ -4,6 +4,7 @@ import argparse
 import gc
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from services.common.config import ConfigError, ExperimentConfig, ServiceName, l
 
 BuildApp = Callable[[ExperimentConfig], FastAPI]
 
+STARTUP_FAILED = 3
+"""The exit status of uvicorn's own command."""
 GARBAGE_AFTER = 20_000
 """New containers before the cyclic collector looks. Parsing one answer of a policy server makes thousands, none of them in a cycle."""
 
@@ -58,7 +61,7 @@ def serve(name: ServiceName, build: BuildApp) -> None:
     gc.freeze()
     gc.set_threshold(GARBAGE_AFTER)
     _let_others_finish()
-    uvicorn.run(
+    options = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -70,6 +73,24 @@ def serve(name: ServiceName, build: BuildApp) -> None:
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
     )
+    server = _Server(options, app)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILED)
+
+
+class _Server(uvicorn.Server):
+    """Says to the application that it is to stop, before it waits for requests to end."""
+
+    def __init__(self, options: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(options)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn."""
+        self._app.state.stopping.set()
+        await super().shutdown(sockets)
 
 
 def _let_others_finish() -> None:

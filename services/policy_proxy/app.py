@@ -71,6 +71,7 @@ def create_app(config: ExperimentConfig) -> FastAPI:
             async with Background() as background:
                 _start(background, proxy)
                 yield
+            proxy.store.close()
             await proxy.pool.close()
 
     async def readiness() -> dict[str, str]:

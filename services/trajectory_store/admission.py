@@ -21,13 +21,17 @@ class BodyBudget:
         try:
             yield held
         finally:
-            self._held -= held.size
+            held.clear()
 
     def take(self, n_bytes: int) -> None:
         """Counts bytes that were read. Raises `Busy` where the budget is used up; a single body always fits an empty budget."""
         if self._held and self._held + n_bytes > self._max_total:
             raise Busy(f"bodies of {self._held >> 20} MiB are being read, come back", code="bodies_full", retry_after_s=1)
         self._held += n_bytes
+
+    def give_back(self, n_bytes: int) -> None:
+        """Counts bytes that are not needed any more."""
+        self._held -= n_bytes
 
     def check(self, n_bytes: int) -> None:
         """Raises `TooLarge` for a body of this size."""
@@ -47,3 +51,8 @@ class Held:
         self._budget.check(self.size + n_bytes)
         self._budget.take(n_bytes)
         self.size += n_bytes
+
+    def clear(self) -> None:
+        """Gives back what was read so far."""
+        self._budget.give_back(self.size)
+        self.size = 0

@@ -10,7 +10,7 @@ from services.common.background import Background
 from services.common.config import ExperimentConfig
 from services.trajectory_store.admission import BodyBudget
 from services.trajectory_store.dumper import Dumper
-from services.trajectory_store.routes import batches, events, ledger, queue, rollouts, sessions, trajectories
+from services.trajectory_store.routes import batches, call_log, events, ledger, queue, rollouts, sessions, trajectories
 from services.trajectory_store.tenants import Tenants, TrialPath, check_own_name
 from services.trajectory_store.upkeep import Upkeep
 
@@ -36,11 +36,11 @@ def create_app(config: ExperimentConfig) -> FastAPI:
     async def readiness() -> dict[str, str]:
         return {"redis": await tenants.server.health()}
 
-    # Sessions come first: routes are matched in order, and two session routes run for every call of the policy.
-    routers = [each.router() for each in (sessions, rollouts, trajectories, batches, queue, events, ledger)]
+    routers = [each.router() for each in (call_log, sessions, rollouts, trajectories, batches, queue, events, ledger)]
     app = common.create_app("trajectory_store", lifespan=lifespan, readiness=readiness, routers=routers)
     app.add_middleware(TrialPath)
     app.state.tenants = tenants
     app.state.listeners = set()
+    app.state.log_metrics = call_log.LogMetrics(app.state.metrics)
     app.state.bodies = BodyBudget(settings.max_body_mb * 2**20, settings.max_inflight_body_mb * 2**20)
     return app

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from log_route import LogRoute
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from services.common.wire.call_log import LogEntry, LogOutcome, decode_entries, encode_log
+from services.common.wire.call_log import LogEntry, LogOutcome, encode_log
 from services.common.wire.calls import CallRecord, decode_call
 
 
@@ -37,7 +38,7 @@ class FakeStore:
                 Route("/healthz", self.healthz),
                 Route("/v1/sessions/{sid}", self.open, methods=["PUT"]),
                 Route("/v1/sessions/{sid}", self.view),
-                Route("/v1/call_log", self.log, methods=["POST"]),
+                Route("/v1/call_log", LogRoute(self.log), methods=["POST"]),
                 Route("/v1/sessions/{sid}/calls", self.calls),
                 Route("/v1/sessions/{sid}/rewards", self.rewards),
                 Route("/v1/sessions/{sid}/seal", self.seal, methods=["POST"]),
@@ -63,15 +64,14 @@ class FakeStore:
     async def view(self, request: Request) -> Response:
         return self._view(request) if request.path_params["sid"] in self.sessions else _problem(404, "session_unknown")
 
-    async def log(self, request: Request) -> Response:
-        entries = decode_entries(await request.body())
+    async def log(self, entries: list[LogEntry]) -> bytes | Response:
         if any(entry.record for entry in entries):
             await asyncio.sleep(self.record_delay_s)
         outcomes = [self._line(entry) for entry in entries]
         if self.lose_answers and any(entry.record for entry in entries):
             self.lose_answers -= 1
             return _problem(500, "lost")
-        return Response(encode_log(outcomes), media_type="application/msgpack")
+        return encode_log(outcomes)
 
     def _line(self, entry: LogEntry) -> LogOutcome:
         session, call_id = self.sessions.get(entry.session_id), entry.call_id

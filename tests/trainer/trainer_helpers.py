@@ -22,6 +22,7 @@ from fastapi import FastAPI, HTTPException
 
 from services.common.config import ExperimentConfig
 from services.common.config.datasets import DatasetRef
+from services.common.frames import framed
 from services.common.http import MSGPACK, ServiceClient
 from services.common.nn.qwen3 import Qwen3, Qwen3Config, init_weights, save_weights
 from services.common.wire.call_log import LogEntry, encode_log
@@ -208,7 +209,7 @@ class Player:
         await self._client.put(f"/v1/sessions/{session}")
         records = self.records(request, session)
         lines = [LogEntry(session, record.call_id, record=encode_call(record)) for record in records]
-        await self._client.request("POST", "/v1/call_log", data=encode_log(lines), content_type=MSGPACK)
+        await self._client.request("POST", "/v1/call_log", data=framed(encode_log(lines)), content_type=MSGPACK)
         await self._client.post(f"/v1/sessions/{session}/seal", {})
         trajectory = self._trajectory(request, session)
         path = f"/v1/trajectories/{request.episode_id}"

@@ -22,6 +22,7 @@ import redis
 import uvicorn
 
 from services.common.config import ExperimentConfig
+from services.common.frames import FrameReader, framed
 from services.common.wire.call_log import LogEntry, LogOutcome, decode_outcomes, encode_log
 from services.common.wire.calls import CallRecord, encode_call, pack_ids, pack_logprobs
 from services.common.wire.rollouts import (
@@ -317,9 +318,10 @@ class StoreClient:
             LogEntry(session, call, value) if isinstance(value, str) else LogEntry(session, call, record=value)
             for session, call, value in lines
         ]
-        answer = self.http.post("/v1/call_log", content=encode_log(entries))
+        answer = self.http.post("/v1/call_log", content=framed(encode_log(entries)))
         answer.raise_for_status()
-        return decode_outcomes(answer.content)
+        [message] = FrameReader(2**30).feed(answer.content)
+        return decode_outcomes(message)
 
     def seal(self, session_id: str) -> dict[str, Any]:
         return self.call("POST", f"/v1/sessions/{session_id}/seal", {})

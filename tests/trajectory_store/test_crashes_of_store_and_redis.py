@@ -23,6 +23,7 @@ from store_helpers import (
     wait_until,
 )
 
+from services.common.frames import framed
 from services.common.wire.call_log import LogEntry, encode_log
 from services.trajectory_store.keys import Keys
 
@@ -138,7 +139,7 @@ def test_a_store_without_redis_starts_and_says_so(redis_server: RedisServer) -> 
         status, body = store.status("GET", "/readyz")
         assert status == 503
         assert str(redis_server.port) in body["checks"]["redis"]
-        answer = store.http.post("/v1/call_log", content=encode_log([LogEntry("s1", "c1", "d")]))
+        answer = store.http.post("/v1/call_log", content=framed(encode_log([LogEntry("s1", "c1", "d")])))
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
         redis_server.start()

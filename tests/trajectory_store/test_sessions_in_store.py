@@ -4,6 +4,8 @@ import msgspec
 import redis
 from store_helpers import RedisServer, StoreClient, make_call, make_request, make_trajectory
 
+from services.common.frames import framed
+from services.common.wire.call_log import LogEntry, encode_log
 from services.common.wire.calls import CallRecord, decode_call, encode_call
 
 
@@ -76,7 +78,8 @@ def test_bad_call_records_are_refused_with_the_reason(store: StoreClient) -> Non
         assert reason in outcome.detail
     assert [outcome.status for outcome in store.log(("s1", "bad id", encode_call(record)), ("s 1", "c1", "d"))] == [400, 400]
     assert [outcome.status for outcome in store.log(("s1", "c1", "d" * 257), ("s1", "c1", "d" * 256))] == [400, 200]
-    for body in (b"", b"[]", b"\x91\x93\xa1s\xa1c\x05"):
+    whole = framed(encode_log([LogEntry("s1", "c9", "d")]))
+    for body in (b"", b"[]", framed(b"\x91\x93\xa1s\xa1c\x05"), framed(b"{}"), b"\xff\xff\xff\xff", whole[:-1]):
         assert store.http.post("/v1/call_log", content=body).json()["code"] == "bad_call_log"
     assert store.log() == []
     assert store.view("s1")["n_calls"] == 0

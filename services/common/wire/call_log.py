@@ -1,7 +1,8 @@
-"""Owns ``POST /v1/call_log``: what a policy proxy writes for its calls, those of many sessions in one request.
+"""Owns ``POST /v1/call_log``: what a policy proxy writes for its calls, those of many sessions together.
 
-For each call an intent before it leaves for a policy server, and its record before the agent gets the answer. Body and answer are msgpack
-arrays of equal length; an entry is written once however often it is sent.
+For each call an intent before it leaves for a policy server, and its record before the agent gets the answer. The body is messages
+(`services.common.frames`), each a msgpack array of entries, and so is the answer: arrays of as many outcomes, each as soon as all of its
+entries are durable or refused. So one request is kept for many messages. An entry is written once however often it is sent.
 """
 
 import msgspec

@@ -1,4 +1,4 @@
-"""Owns how intents and records reach the store: those of all calls share a few requests (`services.common.group_commit`).
+"""Owns how intents and records reach the store: those of all calls share a few messages (`services.common.group_commit`) of one request.
 
 Refuses to answer for a line before the store has made it durable.
 """
@@ -7,22 +7,26 @@ from collections.abc import Sequence
 
 from services.common.errors import RemoteError
 from services.common.group_commit import Entry, GroupCommit
-from services.common.http import MSGPACK, ServiceClient
+from services.common.http import Channel, ServiceClient
 from services.common.wire.call_log import LogEntry, LogOutcome, decode_outcomes, encode_log
 
-LANES = 1
-"""Requests at a time. With more, each would carry fewer lines, and a request costs several times what a line does."""
 MOST_BYTES = 4 * 2**20
-"""Lines of other calls must not bring a request near the store's limit for a body."""
+"""Lines of other calls must not bring a message near the store's limit."""
+
+Line = Entry[LogEntry, LogOutcome, Channel]
 
 
 class CallLog:
-    """The lines of all sessions of a proxy. ``retry_s``: how long a request is repeated; it may be, since a line counts once."""
+    """The lines of all sessions of a proxy. ``retry_s``: how long a message is repeated; it may be, since a line counts once.
+
+    One message is under way at a time: with more, each would carry fewer lines, and a message costs several times what a line does.
+    """
 
     def __init__(self, client: ServiceClient, retry_s: float) -> None:
         self._client = client
         self._retry_s = retry_s
-        self._commit = GroupCommit[LogEntry, LogOutcome, None]([None] * LANES, self._send, failure=RemoteError, most_bytes=MOST_BYTES)
+        self._channel = client.channel("/v1/call_log")
+        self._commit = GroupCommit[LogEntry, LogOutcome, Channel]([self._channel], self._send, failure=RemoteError, most_bytes=MOST_BYTES)
 
     async def write(self, entry: LogEntry) -> int:
         """Returns once the line is durable, of an intent the calls on record. Raises `RemoteError` where it was refused or lost."""
@@ -31,9 +35,12 @@ class CallLog:
             raise RemoteError(self._client.name, outcome.status, outcome.code, outcome.detail)
         return outcome.n_calls
 
-    async def _send(self, lane: None, lines: Sequence[Entry[LogEntry, LogOutcome, None]]) -> None:
-        body = encode_log([line.item for line in lines])
-        raw = await self._client.request("POST", "/v1/call_log", data=body, content_type=MSGPACK, retry_s=self._retry_s)
+    def close(self) -> None:
+        """Ends the request; lines under way fail."""
+        self._channel.close()
+
+    async def _send(self, channel: Channel, lines: Sequence[Line]) -> None:
+        raw = await channel.ask(encode_log([line.item for line in lines]), retry_s=self._retry_s)
         try:
             outcomes = decode_outcomes(raw)
         except ValueError as error:

@@ -23,6 +23,10 @@ class Store:
         self._client = client
         self._log = CallLog(client, RETRY_S)
 
+    def close(self) -> None:
+        """Ends what is kept open."""
+        self._log.close()
+
     async def open_session(self, session_id: str, body: OpenSessionBody | None = None) -> SessionView:
         """Creates the session where it is new; with a body that asks for it, only where it is new (`Conflict`)."""
         wanted = {} if body is None else body.model_dump(exclude_none=True)

@@ -7,8 +7,9 @@ from typing import Annotated
 import zstandard
 from fastapi import APIRouter, Depends, Path, Request, Response
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
-from services.common.app import check_admin, hot_route
+from services.common.app import Endpoint, check_admin, hot_route
 from services.common.errors import BadRequest
 from services.common.http import MSGPACK
 from services.common.ids import ID_PATTERN, is_valid_id
@@ -33,7 +34,8 @@ async def store_of(request: Request) -> Store:
 StoreDep = Annotated[Store, Depends(store_of)]
 
 
-def _budget(request: Request) -> BodyBudget:
+def budget_of(request: Request) -> BodyBudget:
+    """What bodies may take of the memory."""
     return request.app.state.bodies
 
 
@@ -42,7 +44,7 @@ async def guard(request: Request) -> None:
     check_admin(request)
     announced = request.headers.get("content-length", "0")
     if announced.isdigit():
-        _budget(request).check(int(announced))
+        budget_of(request).check(int(announced))
 
 
 def guarded_router(tag: str) -> APIRouter:
@@ -50,10 +52,10 @@ def guarded_router(tag: str) -> APIRouter:
     return APIRouter(prefix="/v1", tags=[tag], dependencies=[Depends(guard)])
 
 
-def add_raw_route(routes: APIRouter, path: str, endpoint: Callable[[Request], Awaitable[Response]], method: str) -> None:
+def add_raw_route(routes: APIRouter, path: str, endpoint: Endpoint, method: str) -> None:
     """A guarded `hot_route`, documented in docs/wire.md only."""
 
-    async def handle(request: Request) -> Response:
+    async def handle(request: Request) -> ASGIApp:
         await guard(request)
         return await endpoint(request)
 
@@ -66,7 +68,7 @@ async def body_of(request: Request) -> AsyncGenerator[bytes]:
 
     Raises `TooLarge` or `Busy` while reading, so that bodies cannot fill the memory, and `BadRequest` for a broken zstd body.
     """
-    budget = _budget(request)
+    budget = budget_of(request)
     with budget.hold() as held:
         chunks: list[bytes] = []
         try:

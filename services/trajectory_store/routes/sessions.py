@@ -1,13 +1,9 @@
-"""Owns the routes of sessions: what the proxy writes for every call, rewards, sealing."""
+"""Owns the routes of sessions: opening, rewards, sealing. What the proxy writes for every call is `call_log`'s."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Response
 
-from services.common.errors import BadRequest
-from services.common.ids import is_valid_id
-from services.common.wire.call_log import LogEntry, LogOutcome, decode_entries, encode_log
-from services.common.wire.calls import decode_call
 from services.common.wire.sessions import (
     GrantBody,
     GrantReply,
@@ -18,16 +14,13 @@ from services.common.wire.sessions import (
     SessionKeyReply,
 )
 from services.common.wire.store import SealBody, SessionView
-from services.trajectory_store.routes.deps import PathId, StoreDep, add_raw_route, body_of, guarded_router, msgpack, store_of
+from services.trajectory_store.routes.deps import PathId, StoreDep, guarded_router, msgpack
 from services.trajectory_store.token_join import encode_calls
-
-MAX_DIGEST = 256
 
 
 def router() -> APIRouter:
-    """``/v1/sessions``, ``/v1/call_log``, ``/v1/session_keys``, ``/v1/grants``."""
+    """``/v1/sessions``, ``/v1/session_keys``, ``/v1/grants``."""
     routes = guarded_router("sessions")
-    add_raw_route(routes, "/call_log", log_calls, "POST")
     routes.add_api_route("/sessions/{session_id}", open_session, methods=["PUT"])
     routes.add_api_route("/sessions/{session_id}", view_session, methods=["GET"])
     routes.add_api_route("/sessions/{session_id}/seal", seal_session, methods=["POST"])
@@ -38,19 +31,6 @@ def router() -> APIRouter:
     routes.add_api_route("/session_keys/{digest}", session_of_key, methods=["GET"])
     routes.add_api_route("/grants", grant, methods=["POST"])
     return routes
-
-
-async def log_calls(request: Request) -> Response:
-    """Body: a msgpack call log. Every line is durable, or was refused with the reason, once this answers."""
-    async with body_of(request) as body:
-        try:
-            entries = decode_entries(body)
-        except ValueError as error:
-            raise BadRequest(str(error), code="bad_call_log") from error
-        refused = {place: refusal for place, entry in enumerate(entries) if (refusal := _refusal(entry))}
-        good = [entry for place, entry in enumerate(entries) if place not in refused]
-        written = iter(await (await store_of(request)).sessions.log(good))
-    return msgpack(encode_log([refused.get(place) or next(written) for place in range(len(entries))]))
 
 
 async def open_session(session_id: PathId, store: StoreDep, body: OpenSessionBody | None = None) -> SessionView:
@@ -97,22 +77,3 @@ async def session_of_key(digest: Annotated[str, Path(pattern="^[0-9a-f]{64}$")],
 async def grant(body: GrantBody, store: StoreDep) -> GrantReply:
     """Lets one more session begin, where beginning takes a grant."""
     return GrantReply(capacity=await store.sessions.grant(body.initial))
-
-
-def _refusal(entry: LogEntry) -> LogOutcome | None:
-    """Why a line cannot be written, whatever the session says of it."""
-    for name, value in (("session_id", entry.session_id), ("call_id", entry.call_id)):
-        if not is_valid_id(value):
-            return LogOutcome(400, 0, "bad_request", f"{name}: {value!r} is not an id; use letters, digits and . _ : - (at most 160)")
-    if len(entry.digest) > MAX_DIGEST:
-        return LogOutcome(400, 0, "bad_request", f"digest: at most {MAX_DIGEST} characters")
-    if not entry.record:
-        return None
-    try:
-        record = decode_call(entry.record)
-    except ValueError as error:
-        return LogOutcome(400, 0, "bad_call_record", str(error))
-    if (record.session_id, record.call_id) == (entry.session_id, entry.call_id):
-        return None
-    says = f"the record is call {record.call_id} of session {record.session_id}, the line says {entry.call_id} of {entry.session_id}"
-    return LogOutcome(400, 0, "bad_request", f"session_id, call_id: {says}")

@@ -1,0 +1,43 @@
+"""Owns messages within a stream of bytes: each is its length in four bytes, the highest first, and then so many bytes.
+
+Refuses messages over a limit as soon as their length is known. What is in a message is for others to say.
+"""
+
+import struct
+
+_LENGTH = struct.Struct(">I")
+
+
+def framed(message: bytes) -> bytes:
+    """A message as it is sent."""
+    return _LENGTH.pack(len(message)) + message
+
+
+class FrameReader:
+    """Cuts what arrives into messages. ``most_bytes``: of one message."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._rest = b""
+
+    @property
+    def in_message(self) -> bool:
+        """Whether a message has begun and not ended."""
+        return bool(self._rest)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that end with this data. Raises `ValueError`, after which the stream cannot be read any more."""
+        data = self._rest + data
+        messages: list[bytes] = []
+        at = 0
+        while len(data) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(data, at)
+            if length > self._most_bytes:
+                raise ValueError(f"a message of {length} bytes, the limit is {self._most_bytes}")
+            end = at + _LENGTH.size + length
+            if end > len(data):
+                break
+            messages.append(data[at + _LENGTH.size : end])
+            at = end
+        self._rest = data[at:]
+        return messages
