@@ -68,7 +68,7 @@ class Metrics:
 
 
 class RequestContext:
-    """ASGI middleware: gives each request an id, forwards ``traceparent`` to the log, counts and times it.
+    """ASGI application around another: gives each request an id, forwards ``traceparent`` to the log, counts and times it.
 
     Pure ASGI, because Starlette's BaseHTTPMiddleware costs a task per request and breaks streaming cancellation.
     """
@@ -78,9 +78,6 @@ class RequestContext:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if is_valid_id(given) else new_id("req")
@@ -105,8 +102,25 @@ class RequestContext:
             self._metrics.answered(scope["method"], route, status, time.perf_counter() - started)
 
 
+class Service(FastAPI):
+    """A FastAPI application with a ``front``: what every HTTP request meets first, which serves the routes made by `hot_route`."""
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["app"] = self
+            await self.front(scope, receive, send)
+        else:
+            await self.behind(scope, receive, send)
+
+    async def behind(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI's own stack, for everything else."""
+        await super().__call__(scope, receive, send)
+
+
 class HotRoutes:
-    """ASGI middleware: serves the routes made by `hot_route`, and hands on what is for the others."""
+    """ASGI application: serves the routes made by `hot_route`, and hands on what is for the others."""
 
     def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
         self._app = app
@@ -120,7 +134,7 @@ class HotRoutes:
                 request = Request(scope, receive)
                 try:
                     response = await route.endpoint(request)
-                except tuple(_RENDERERS) as error:
+                except Exception as error:  # noqa: BLE001 - the request boundary
                     response = await _render(request, error)
                 await response(scope, receive, send)
                 return
@@ -135,16 +149,16 @@ def hot_route(path: str, endpoint: Endpoint, method: str) -> Route:
     return Route(path, endpoint, methods=[method])
 
 
-def create_app(service: str, *, lifespan: Any, readiness: Readiness, routers: list[APIRouter]) -> FastAPI:
+def create_app(service: str, *, lifespan: Any, readiness: Readiness, routers: list[APIRouter]) -> Service:
     """An app with the conventions every service follows (docs/architecture.md). ``app.state.metrics`` is its `Metrics`.
 
     ``app.state.stopping`` is set where the service is told to stop: whatever goes on for long ends itself then.
     """
-    app = FastAPI(title=f"Frontdesk {service}", version=package_version("frontdesk"), lifespan=lifespan)
+    app = Service(title=f"Frontdesk {service}", version=package_version("frontdesk"), lifespan=lifespan)
     app.state.metrics = Metrics(service)
     app.state.stopping = asyncio.Event()
-    app.add_middleware(HotRoutes, routes=[route for router in routers for route in router.routes if type(route) is Route])
-    app.add_middleware(RequestContext, metrics=app.state.metrics)
+    hot = [route for router in routers for route in router.routes if type(route) is Route]
+    app.front = RequestContext(HotRoutes(app.behind, hot), app.state.metrics)
     for kind in _RENDERERS:
         app.add_exception_handler(kind, _render)
     app.add_exception_handler(Exception, _internal_error)
@@ -186,7 +200,8 @@ def _common_routes(service: str, readiness: Readiness) -> APIRouter:
 
 async def _render(request: Request, error: Exception) -> Response:
     """The answer to what an endpoint raised."""
-    return next(render for kind, render in _RENDERERS.items() if isinstance(error, kind))(request, error)
+    render = next((render for kind, render in _RENDERERS.items() if isinstance(error, kind)), None)
+    return await _internal_error(request, error) if render is None else render(request, error)
 
 
 def _answer(request: Request, error: ServiceError) -> Response:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -28,7 +29,7 @@ MOST_ANSWER_BYTES = 64 * 2**20
 class ServiceClient:
     """A client of one service.
 
-    ``timeout_s`` bounds one attempt, ``retry_s`` bounds all attempts together (0 = one attempt). Only failures that may pass are
+    ``timeout_s`` bounds one attempt (`math.inf`: the caller has a deadline of its own), ``retry_s`` bounds all attempts together (0 = one attempt). Only failures that may pass are
     retried (`RemoteError.retryable`); every route we call is idempotent by client-chosen ids, so a retry after a lost answer is safe.
     """
 
@@ -161,7 +162,7 @@ class ServiceClient:
         self, method: str, path: str, payload: bytes | None, headers: Mapping[str, str], timeout_s: float
     ) -> tuple[bytes, Mapping[str, str]]:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(None if timeout_s == inf else timeout_s):
                 status, answered, body = await self._pool.request(method, path, payload or b"", headers)
         except TimeoutError:
             raise RemoteError(self.name, None, "timeout", f"{method} {path} took over {timeout_s:g} s") from None

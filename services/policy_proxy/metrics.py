@@ -15,10 +15,12 @@ class ProxyMetrics:
 
     def __init__(self, metrics: "Metrics") -> None:
         self.calls = metrics.counter("calls_total", "Calls by outcome: generated, demonstrated, replayed, failed, cancelled", ("outcome",))
+        self.generated = self.calls.labels("generated")
         self.branches = metrics.counter("branches_total", "Calls that left a path of their session's token tree")
         self.malformed = metrics.counter("malformed_tool_calls_total", "Answers with a tool call that could not be read")
         self.resubmissions = metrics.counter("resubmissions_total", "Requests sent again after an abort or a lost server")
         self.prompt_tokens = metrics.counter("prompt_tokens_total", "Prompt tokens by origin: reused from the session, or new", ("origin",))
+        self.new_prompt_tokens, self.reused_prompt_tokens = (self.prompt_tokens.labels(origin) for origin in ("new", "reused"))
         self.output_tokens = metrics.counter("output_tokens_total", "Generated tokens recorded")
         self.in_flight = metrics.gauge("calls_in_flight", "Calls running now")
         self.sessions = metrics.gauge("sessions", "Sessions in memory")

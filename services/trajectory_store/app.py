@@ -38,7 +38,7 @@ def create_app(config: ExperimentConfig) -> FastAPI:
 
     routers = [each.router() for each in (call_log, sessions, rollouts, trajectories, batches, queue, events, ledger)]
     app = common.create_app("trajectory_store", lifespan=lifespan, readiness=readiness, routers=routers)
-    app.add_middleware(TrialPath)
+    app.front = TrialPath(app.front)
     app.state.tenants = tenants
     app.state.listeners = set()
     app.state.log_metrics = call_log.LogMetrics(app.state.metrics)

@@ -78,7 +78,7 @@ class TrialPath:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(PREFIX):
+        if scope["path"].startswith(PREFIX):
             experiment, _, rest = scope["path"][len(PREFIX) :].partition("/")
             trial, _, path = rest.partition("/")
             state = {**scope.get("state", {}), "trial": f"{experiment}/{trial}"}

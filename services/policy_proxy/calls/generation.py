@@ -8,11 +8,10 @@ and tokens whose version nobody can tell.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec.structs import replace
 
 from services.common.errors import BadRequest, DeadlineExceeded, RemoteError, UpstreamFailed
 from services.common.wire.calls import Ids
@@ -150,8 +149,11 @@ class Generator:
 
     async def _run(self, call: Call) -> None:
         while not call.done.finish:
-            async with self._place(call) as server:
+            server = await self._place(call)
+            try:
                 segment = await self._attempt(server, call)
+            finally:
+                self._pool.release(server)
             if segment is None:
                 await asyncio.sleep(FAULT_PAUSE_S)
                 continue
@@ -175,17 +177,13 @@ class Generator:
     def _streams(self, call: Call) -> bool:
         return call.listener is not None and call.keeps_partial and self._pool.streams
 
-    @asynccontextmanager
-    async def _place(self, call: Call) -> AsyncGenerator[PolicyServer]:
-        """A place at a server, for as long as the block runs."""
+    async def _place(self, call: Call) -> PolicyServer:
+        """A place at a server, to be given back."""
         asked = time.perf_counter()
         await self._gate.wait()
         server = await self._pool.room.take(lambda: self._choose(call), under_way=call.done.submissions > 0)
         call.done.queued_s += time.perf_counter() - asked
-        try:
-            yield server
-        finally:
-            self._pool.release(server)
+        return server
 
     def _choose(self, call: Call) -> PolicyServer | None:
         if self._gate.closed:
@@ -204,7 +202,7 @@ class Generator:
         try:
             if call.listener is not None and self._streams(call):
                 return await api.stream(submission, self._timeout_s, reader, call.listener)
-            return await api.generate(submission, self._timeout_s)
+            return await api.generate(submission)
         except asyncio.CancelledError:
             await self._abort(server, submission.rid)
             raise

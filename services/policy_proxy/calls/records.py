@@ -5,7 +5,8 @@ Pure functions from what was said to a `CallRecord`. Refuses nothing.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from services.common.wire.calls import CallRecord, Ids, pack_ids, pack_logprobs
 from services.policy_proxy.calls.generation import Generated
@@ -19,8 +20,7 @@ from services.policy_proxy.prompts.texts import Text
 from services.policy_proxy.sessions.table import Session
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """A prompt ready to be sent: ``ids`` is the parent's sequence followed by ``new_ids``."""
 
     text: Text
@@ -33,8 +33,7 @@ class Prompt:
     """Where the text of a longer conversation may go on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True):
     """One call under way."""
 
     session: Session
@@ -43,8 +42,7 @@ class Turn:
     prompt: Prompt
 
 
-@dataclass(frozen=True, slots=True)
-class Spoken:
+class Spoken(msgspec.Struct, frozen=True):
     """What came after the prompt: its tokens, their text (end-of-turn included), and the message it was read as."""
 
     index: int

@@ -4,8 +4,9 @@ Refuses nothing: which settings a client may ask for, and which leave captured l
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 Json = dict[str, Any]
 
@@ -28,8 +29,7 @@ DEFAULTS: Mapping[str, Any] = {
 GRAMMARS = frozenset({"json_schema", "regex", "ebnf", "structural_tag"})
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(msgspec.Struct, frozen=True):
     """What goes into ``sampling_params``. ``stop``: strings; generation ends with the token that completes one of them."""
 
     temperature: float

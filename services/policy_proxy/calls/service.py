@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from services.common.errors import BadRequest, Busy, Conflict, ServiceError, Unavailable
 from services.common.ids import is_valid_id, new_id
 from services.common.wire.calls import CallRecord
@@ -26,8 +28,7 @@ KEEP_ALIVE_S = 15.0
 """A stream says at least this often that it is alive."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What goes back to the agent."""
 
     response: dict[str, Any]
@@ -39,8 +40,7 @@ class Answer:
     malformed_tool_call: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True):
     """A request as it came. ``call_id`` is its Idempotency-Key or ""; ``is_retry``: an SDK says that it sent this body before."""
 
     session_id: str
@@ -50,8 +50,7 @@ class Incoming:
     trace_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CallKey:
+class CallKey(msgspec.Struct, frozen=True):
     """Which call a request is."""
 
     call_id: str

@@ -6,10 +6,11 @@ said: where an answer is not what the request allows, it stays text, flagged, wi
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import msgspec
 import orjson
+from msgspec.structs import replace
 
 from services.policy_proxy.calls.generation import Piece
 from services.policy_proxy.chat import Json
@@ -21,8 +22,7 @@ UNFINISHED = "\ufffd"
 """What the bytes of a character that has not come to its end are decoded to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(msgspec.Struct, frozen=True):
     """How the tokens of one answer are to be read."""
 
     reading: Reading

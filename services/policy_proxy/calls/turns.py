@@ -7,7 +7,9 @@ recorded last; until then the session is incomplete. Refuses prompts over the co
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from services.common.errors import BadRequest
 from services.common.wire.calls import CallRecord
@@ -118,7 +120,7 @@ class Turns:
             trace_id=turn.key.trace_id,
         )
         turn.session.server = generated.server
-        self._metrics.calls.labels("generated").inc()
+        self._metrics.generated.inc()
         self._metrics.resubmissions.inc(generated.submissions - 1)
         text = self._renderer.decode(generated.ids)
         said = speech.finish() if speech else self._read(generated, text, form)
@@ -186,8 +188,8 @@ class Turns:
         self._prompts.keep(turn.prompt, record, len(turn.request.messages))
         self._metrics.branches.inc(branches)
         n_prompt, n_new, n_output = len(turn.prompt.ids), len(turn.prompt.new_ids), len(spoken.generated.ids)
-        self._metrics.prompt_tokens.labels("new").inc(n_new)
-        self._metrics.prompt_tokens.labels("reused").inc(n_prompt - n_new)
+        self._metrics.new_prompt_tokens.inc(n_new)
+        self._metrics.reused_prompt_tokens.inc(n_prompt - n_new)
         self._metrics.output_tokens.inc(n_output)
         return record
 

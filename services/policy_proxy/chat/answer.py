@@ -6,8 +6,9 @@ Fields that OpenAI does not have: ``reasoning_content`` and ``matched_stop`` (as
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from services.common.ids import new_id
 from services.policy_proxy.chat.fields import Json
@@ -19,8 +20,7 @@ TokenBytes = Callable[[int], bytes]
 """The bytes a token stands for; they need not be whole characters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """The next piece of a choice: an OpenAI ``delta``, and the logprobs that have come since the part before."""
 
     choice: int
@@ -28,8 +28,7 @@ class Part:
     logprobs: Sequence[Json] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens. ``cached``: those of the prompt that the server did not have to compute."""
 
     prompt: int

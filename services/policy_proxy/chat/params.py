@@ -5,9 +5,9 @@ proxy whose calls are trained on can refuse it by that name: logprobs under it w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 import orjson
 
 from services.policy_proxy.chat.fields import Json, invalid, number, unsupported
@@ -28,8 +28,7 @@ RANGES: Mapping[str, tuple[float, float, float]] = {
 POSITIVE = frozenset({"top_p", "repetition_penalty"})
 
 
-@dataclass(frozen=True, slots=True)
-class Shaping:
+class Shaping(msgspec.Struct, frozen=True):
     """What a request asks of sampling beyond temperature, budget and seed."""
 
     arguments: Mapping[str, Any]

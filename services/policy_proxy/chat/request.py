@@ -5,9 +5,10 @@ rest of the call. Refuses unknown and unsupported parameters by name.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 import orjson
 
 from services.common.errors import BadRequest
@@ -62,8 +63,7 @@ RESERVED_KWARGS = frozenset({"messages", "tools", "documents", "add_generation_p
 NO_SHAPING = Shaping({})
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(msgspec.Struct, frozen=True):
     """A checked request. ``messages`` are in template form: text content, tool-call arguments as objects."""
 
     messages: Sequence[Json]
@@ -81,7 +81,7 @@ class ChatRequest:
     stream: bool = False
     include_usage: bool = False
     shaping: Shaping = NO_SHAPING
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    template_kwargs: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)

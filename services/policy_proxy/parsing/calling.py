@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 from services.common.transitions import following
 from services.policy_proxy.parsing.parts import Json, ToolCall
 from services.policy_proxy.parsing.tags import find_first, settled
@@ -28,8 +30,7 @@ class Malformed(Exception):
         """Which call of the answer, from 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Calls:
+class Calls(msgspec.Struct, frozen=True):
     """What was read from text that begins with a tag."""
 
     calls: tuple[ToolCall, ...]
@@ -51,8 +52,7 @@ class ToolCallFormat:
     """A character that calls begin with where it is the very first of the answer, without any tag."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """The end of an answer: ``content`` comes after all that was released before."""
 
     content: str

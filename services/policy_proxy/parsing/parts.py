@@ -1,14 +1,14 @@
 """Owns the words of the package: how an answer is to be read, the parts it was read as, and the pieces that a stream of it is cut into."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """How one answer is to be read."""
 
     reasoning_parser: str
@@ -24,16 +24,14 @@ class Reading:
     """More calls than this are read as a malformed answer, so that none of them is made; 0 = any number."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(msgspec.Struct, frozen=True):
     """A call as the policy made it; ``arguments`` is JSON text of an object."""
 
     name: str
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(msgspec.Struct, frozen=True):
     """One answer in parts."""
 
     content: str
@@ -46,22 +44,19 @@ class Said:
     """What was wrong with the malformed call, where, and what was expected; for the policy to read. Offsets count in ``content``."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReasoningDelta:
+class ReasoningDelta(msgspec.Struct, frozen=True):
     """More reasoning."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ContentDelta:
+class ContentDelta(msgspec.Struct, frozen=True):
     """More content."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallDelta:
+class CallDelta(msgspec.Struct, frozen=True):
     """A whole call, the ``index``-th of the answer."""
 
     index: int

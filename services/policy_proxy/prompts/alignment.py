@@ -7,10 +7,10 @@ another history: it gets a branch of its own and is never repaired.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, cast
 
+import msgspec
 import orjson
 
 from services.common.wire.calls import CallRecord
@@ -22,8 +22,7 @@ RESPONSE_KEY = "alignment"
 _FULL_LENGTH = attrgetter("mark.full_length")
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(msgspec.Struct, frozen=True):
     """What a later prompt is compared with. Lengths in UTF-8 bytes; digests stand for texts of 100 kB that nobody should keep."""
 
     n_messages: int
@@ -48,24 +47,21 @@ class Mark:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Captured:
+class Captured(msgspec.Struct, frozen=True):
     """A recorded call and its mark."""
 
     mark: Mark
     record: CallRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Extension:
+class Extension(msgspec.Struct, frozen=True):
     """A prompt as the ids of ``parent`` (None: nothing) followed by the tokens of ``new_text``."""
 
     parent: CallRecord | None
     new_text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True):
     """A new prompt. ``render_first(n)`` renders its first n messages without generation prompt."""
 
     text: Text

@@ -7,10 +7,10 @@ raises `Moved`, and the caller starts from the first message.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import ge, gt, is_, le, lt
 from typing import Any, cast
 
+import msgspec
 import orjson
 from jinja2 import Environment, Template, Undefined
 from jinja2.utils import Namespace
@@ -24,8 +24,7 @@ MARK = "".join(("\0", "item"))
 OPERATORS = {"gt": gt, "gteq": ge, "lt": lt, "lteq": le}
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True):
     """Where a conversation that begins with the same ``n_messages`` messages may go on."""
 
     n_messages: int
@@ -46,8 +45,7 @@ class Checkpoint:
     """The first one with these limits: the place to go on from when they move."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(msgspec.Struct, frozen=True):
     """A conversation's text, and where a longer one may go on, if anywhere."""
 
     text: Text

@@ -7,8 +7,9 @@ digest state of the beginning and the bytes of the rest, so that digests of late
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol, Self
+
+import msgspec
 
 DIGEST_BYTES = 16
 
@@ -34,8 +35,7 @@ def new_digest(data: bytes = b"") -> Digest:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(msgspec.Struct, frozen=True):
     """A text in UTF-8; all lengths are in bytes."""
 
     skipped: int

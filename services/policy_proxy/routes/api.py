@@ -6,7 +6,8 @@ Refuses logic: reading bodies is `chat` and `dialects`, running calls is `calls`
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from services.common.errors import NotFound, ServiceError, TooLarge
 from services.common.wire.rollouts import Id
 from services.policy_proxy import chat
 from services.policy_proxy.calls.feed import Feed
-from services.policy_proxy.calls.service import Answer, CallKey, Incoming, Work
+from services.policy_proxy.calls.service import Answer, CallKey, ClientGone, Incoming, Work
 from services.policy_proxy.chat import ChatRequest, Json
 from services.policy_proxy.dialects.anthropic_answers import MESSAGES
 from services.policy_proxy.dialects.anthropic_messages import to_count
@@ -175,12 +176,31 @@ def _refusal(dialect: Dialect, error: ServiceError) -> Response:
     return Response(body, error.status, error.headers(), media_type="application/json")
 
 
+async def read_body(request: Request) -> bytes:
+    """The raw body. Raises `TooLarge` as soon as it is, and `ClientGone`."""
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client hung up before its request ended")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > MAX_BODY_BYTES:
+            raise TooLarge(f"the body has over {MAX_BODY_BYTES} bytes, the limit")
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+@asynccontextmanager
+async def body_of(request: Request) -> AsyncGenerator[bytes]:
+    """`read_body` for `LeanRoutes`."""
+    yield await read_body(request)
+
+
 async def incoming_of(request: Request, session_id: str) -> Incoming:
     """A request as the call guard wants it. Raises `TooLarge`."""
-    raw = await request.body()
-    if len(raw) > MAX_BODY_BYTES:
-        raise TooLarge(f"the body has {len(raw)} bytes, the limit is {MAX_BODY_BYTES}")
-    headers = request.headers
+    raw, headers = await read_body(request), request.headers
     retries = headers.get("x-stainless-retry-count", "0")
     trace = TRACEPARENT.fullmatch(headers.get("traceparent", ""))
     return Incoming(

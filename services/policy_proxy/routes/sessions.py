@@ -1,15 +1,16 @@
 """Owns the routes of sessions: opening, demonstrations, rewards, sealing, and handing out what was recorded. Refuses logic."""
 
 import asyncio
-from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
+from msgspec.structs import replace
 from pydantic import Field
 
 from services.common.app import require_admin
 from services.common.ids import new_id
+from services.common.lean import LeanRoutes
 from services.common.wire.rollouts import Id, Wire
 from services.common.wire.sessions import Reward, RewardsReply
 from services.common.wire.store import SessionView
@@ -18,7 +19,7 @@ from services.policy_proxy.calls.feed import Feed
 from services.policy_proxy.calls.service import CallKey
 from services.policy_proxy.routes import openapi
 from services.policy_proxy.routes.access import proxy_of, session_or_admin
-from services.policy_proxy.routes.api import incoming_of
+from services.policy_proxy.routes.api import body_of, incoming_of
 from services.policy_proxy.sessions.export import Recorded, Style, View, view_json
 from services.policy_proxy.sessions.table import Done, Session
 
@@ -50,13 +51,14 @@ def router() -> APIRouter:
     admin = [Depends(require_admin)]
     path = "/v1/sessions/{sid}"
     shown = {"requestBody": {"required": True, "content": {"application/json": {"schema": openapi.DEMONSTRATION_BODY}}}}
-    routes.add_api_route("/v1/sessions", open_session, methods=["POST"], dependencies=admin, responses=ERRORS)
+    lean = LeanRoutes(require_admin, body_of)
+    lean.add(routes, "/v1/sessions", open_session, "POST", dependencies=admin, responses=ERRORS)
     routes.add_api_route(
         f"{path}/demonstrations", demonstrate, methods=["POST"], dependencies=admin, responses=CALL_ERRORS, openapi_extra=shown
     )
     routes.add_api_route(f"{path}/rewards", reward, methods=["POST"], responses=ERRORS)
     routes.add_api_route(f"{path}/rewards", rewards, methods=["GET"], dependencies=admin, responses=ERRORS)
-    routes.add_api_route(f"{path}/seal", seal, methods=["POST"], dependencies=admin, responses=ERRORS)
+    lean.add(routes, f"{path}/seal", seal, "POST", dependencies=admin, responses=ERRORS)
     routes.add_api_route(f"{path}/calls", calls, methods=["GET"], dependencies=admin, responses=ERRORS)
     return routes
 

@@ -5,7 +5,6 @@ output, tokens of older weights than those the request was pinned to. Every refu
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
@@ -24,8 +23,7 @@ UNFIT = frozenset({"NaN happened"})
 """What SGLang gives as the matched stop of an answer that it cut because the logits were not numbers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """Tokens as they come. ``top``: one entry a token where top logprobs were asked for, else None."""
 
     ids: list[int]
@@ -37,8 +35,7 @@ Listener = Callable[[Piece], None]
 """Gets every generated token exactly once and in order, across aborts, resubmissions and other servers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """What one request generated. ``versions``: run-length (policy version, tokens); ``finish``: stop, length or abort."""
 
     ids: list[int]
@@ -177,8 +174,8 @@ def read_segment(answer: Answer, pinned: int, n_top: int = 0, *, mixed: bool = F
 def read_tokens(meta: Json, *, with_top: bool) -> Piece:
     """Ids and logprobs of ``output_token_logprobs``, and of ``output_top_logprobs`` where they were asked for."""
     entries: list[Any] = meta.get("output_token_logprobs") or []
-    logprobs = [float(entry[0]) for entry in entries]
-    ids = [int(entry[1]) for entry in entries]
+    columns: list[tuple[Any, ...]] = list(zip(*entries, strict=True)) or [(), ()]
+    logprobs, ids = list(map(float, columns[0])), list(map(int, columns[1]))
     if not with_top:
         return Piece(ids, logprobs)
     listed: list[Any] = meta.get("output_top_logprobs") or []

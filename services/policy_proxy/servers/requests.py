@@ -5,9 +5,9 @@ Refuses nothing itself. Both forms ask for ids and logprobs of every token, and 
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import msgspec
 import orjson
 
 from services.common.wire.calls import Ids
@@ -24,8 +24,7 @@ def _never() -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(msgspec.Struct, frozen=True):
     """One request to a policy server. ``pinned``: the version the server was known to have when the request left."""
 
     rid: str

@@ -5,6 +5,7 @@ Turns answers into plain values. Every failure is a `RemoteError`, answers that 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from services.common.errors import RemoteError
@@ -69,10 +70,10 @@ class SglangServer:
         """Closes the connections."""
         await self._client.close()
 
-    async def generate(self, submission: Submission, timeout_s: float) -> Segment:
-        """Generates after ``input_ids``. ``timeout_s`` is the caller's deadline, which the caller enforces."""
-        body, limit_s = self._api.body(submission, stream=False), timeout_s + BACKSTOP_S
-        raw = await self._client.request("POST", self._api.path, data=body, headers=submission.headers(), timeout_s=limit_s)
+    async def generate(self, submission: Submission) -> Segment:
+        """Generates after ``input_ids``. The deadline is the caller's."""
+        body = self._api.body(submission, stream=False)
+        raw = await self._client.request("POST", self._api.path, data=body, headers=submission.headers(), timeout_s=inf)
         answer = self._api.answer(submission, raw)
         return refuse_stale(read_segment(answer, submission.pinned, submission.n_top, mixed=submission.mixed()), submission.pinned)
 

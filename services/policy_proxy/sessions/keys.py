@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from functools import lru_cache
 from pathlib import Path
 
 from services.common.config import ExperimentConfig
@@ -15,6 +16,7 @@ from services.common.config.paths import trial_dir
 from services.common.errors import Unauthorized
 
 PREFIX = "fd-"
+MACS_KEPT = 4096
 
 
 def is_derived(key: str) -> bool:
@@ -32,6 +34,8 @@ class SessionKeys:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
+        # Every call of a session shows its key.
+        self._mac = lru_cache(MACS_KEPT)(self._new_mac)
 
     def issue(self, session_id: str) -> str:
         """The key of a session; the same id always has the same key."""
@@ -46,7 +50,7 @@ class SessionKeys:
             raise Unauthorized("the session key is not valid; POST /v1/sessions hands one out", code="invalid_api_key")
         return session_id
 
-    def _mac(self, session_id: str) -> str:
+    def _new_mac(self, session_id: str) -> str:
         return hmac.digest(self._secret, session_id.encode(), "sha256").hex()[:32]
 
 

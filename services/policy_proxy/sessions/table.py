@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from services.common.errors import Conflict
@@ -26,8 +27,7 @@ DEFAULT_TTL_S = 3600.0
 SWEEP_EVERY_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """A recorded call; ``waited_s`` of its time went to policy servers and to waiting for one."""
 
     record: CallRecord

@@ -6,8 +6,8 @@ without one the same prompt is made from the call records and the whole text. Re
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import orjson
 
 from services.common.wire.calls import Ids
@@ -23,8 +23,7 @@ OVERHEAD_BYTES = 2000
 """Of a tip beside its ids."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tip:
+class Tip(msgspec.Struct, frozen=True):
     """A recorded call, as the next one needs it."""
 
     call_id: str

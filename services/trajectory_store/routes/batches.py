@@ -15,8 +15,7 @@ from services.common.ids import is_valid_id
 from services.common.wire.rollouts import Kind
 from services.common.wire.store import AckBatchBody, Batch, ExtendBody, Group, LeaseBatchBody
 from services.trajectory_store.redis_store.batches import Leased
-from services.trajectory_store.routes.deps import PathId, StoreDep, gone, guarded_router, msgpack
-from services.trajectory_store.routes.lean import add_lean_route
+from services.trajectory_store.routes.deps import LEAN, PathId, StoreDep, gone, guarded_router, msgpack
 from services.trajectory_store.store import Store
 from services.trajectory_store.token_join import batch_head, encode_batch, encode_group
 
@@ -29,9 +28,9 @@ ONE_PIECE = 4 * 2**20
 def router() -> APIRouter:
     """``/v1/batches`` and ``/v1/groups``."""
     routes = guarded_router("batches")
-    add_lean_route(routes, "/batches/lease", lease, "POST")
+    LEAN.add(routes, "/batches/lease", lease, "POST")
     routes.add_api_route("/batches/{batch_id}/shard", shard, methods=["GET"])
-    add_lean_route(routes, "/batches/{batch_id}/ack", ack, "POST", 204)
+    LEAN.add(routes, "/batches/{batch_id}/ack", ack, "POST", 204)
     routes.add_api_route("/batches/{batch_id}/nack", nack, methods=["POST"], status_code=204)
     routes.add_api_route("/batches/{batch_id}/extend", extend, methods=["POST"], status_code=204)
     routes.add_api_route("/groups", groups, methods=["GET"])

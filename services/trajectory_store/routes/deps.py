@@ -12,7 +12,8 @@ from starlette.types import ASGIApp
 from services.common.app import Endpoint, check_admin, hot_route
 from services.common.errors import BadRequest
 from services.common.http import MSGPACK
-from services.common.ids import ID_PATTERN, is_valid_id
+from services.common.ids import ID_PATTERN
+from services.common.lean import LeanRoutes
 from services.trajectory_store.admission import BodyBudget
 from services.trajectory_store.store import Store
 from services.trajectory_store.tenants import Tenants
@@ -91,14 +92,6 @@ def _unzip(body: bytes, budget: BodyBudget) -> bytes:
     return plain
 
 
-def path_id(request: Request, name: str) -> str:
-    """An id from the path, for routes that skip FastAPI's checks. Raises `BadRequest`."""
-    value = request.path_params[name]
-    if not is_valid_id(value):
-        raise BadRequest(f"{name}: {value!r} is not an id; use letters, digits and . _ : - (at most 160)", param=name)
-    return value
-
-
 def gone(request: Request) -> Callable[[], Awaitable[bool]]:
     """Asks whether the client of a waiting request went away."""
     return request.is_disconnected
@@ -107,3 +100,7 @@ def gone(request: Request) -> Callable[[], Awaitable[bool]]:
 def msgpack(body: bytes) -> Response:
     """A msgpack answer."""
     return Response(body, media_type=MSGPACK)
+
+
+LEAN = LeanRoutes(guard, body_of, {StoreDep: store_of})
+"""Adds the hottest routes."""

@@ -17,8 +17,7 @@ from services.common.wire.store import (
     RolloutLease,
 )
 from services.trajectory_store.fairness import Demand, shares
-from services.trajectory_store.routes.deps import StoreDep, gone, guarded_router, tenants_of
-from services.trajectory_store.routes.lean import add_lean_route
+from services.trajectory_store.routes.deps import LEAN, StoreDep, gone, guarded_router, tenants_of
 from services.trajectory_store.store import Store
 from services.trajectory_store.tenants import Tenants
 
@@ -29,9 +28,9 @@ MAX_REQUESTS = 10_000
 def router() -> APIRouter:
     """``/v1/rollouts``."""
     routes = guarded_router("rollouts")
-    add_lean_route(routes, "/rollouts", enqueue, "POST")
-    add_lean_route(routes, "/rollouts/lease", lease, "POST")
-    add_lean_route(routes, "/rollouts/heartbeat", heartbeat, "POST")
+    LEAN.add(routes, "/rollouts", enqueue, "POST")
+    LEAN.add(routes, "/rollouts/lease", lease, "POST")
+    LEAN.add(routes, "/rollouts/heartbeat", heartbeat, "POST")
     routes.add_api_route("/rollouts/release", release, methods=["POST"], status_code=204)
     routes.add_api_route("/rollouts/cancel", cancel, methods=["POST"])
     return routes

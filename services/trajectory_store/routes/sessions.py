@@ -14,16 +14,16 @@ from services.common.wire.sessions import (
     SessionKeyReply,
 )
 from services.common.wire.store import SealBody, SessionView
-from services.trajectory_store.routes.deps import PathId, StoreDep, guarded_router, msgpack
+from services.trajectory_store.routes.deps import LEAN, PathId, StoreDep, guarded_router, msgpack
 from services.trajectory_store.token_join import encode_calls
 
 
 def router() -> APIRouter:
     """``/v1/sessions``, ``/v1/session_keys``, ``/v1/grants``."""
     routes = guarded_router("sessions")
-    routes.add_api_route("/sessions/{session_id}", open_session, methods=["PUT"])
+    LEAN.add(routes, "/sessions/{session_id}", open_session, "PUT")
     routes.add_api_route("/sessions/{session_id}", view_session, methods=["GET"])
-    routes.add_api_route("/sessions/{session_id}/seal", seal_session, methods=["POST"])
+    LEAN.add(routes, "/sessions/{session_id}/seal", seal_session, "POST")
     routes.add_api_route("/sessions/{session_id}/calls", list_calls, methods=["GET"])
     routes.add_api_route("/sessions/{session_id}/intents", list_intents, methods=["GET"])
     routes.add_api_route("/sessions/{session_id}/rewards", put_reward, methods=["PUT"], status_code=204)

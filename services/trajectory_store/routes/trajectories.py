@@ -15,8 +15,7 @@ from services.common.wire.rollouts import Id, Kind, Status, Trajectory
 from services.common.wire.store import PutTrajectoryReply, WholeTrajectory
 from services.trajectory_store.outcomes import SchemaTooNew, read_trajectory, trajectory_of
 from services.trajectory_store.queries import Filters
-from services.trajectory_store.routes.deps import PathId, StoreDep, body_of, guarded_router
-from services.trajectory_store.routes.lean import add_lean_route
+from services.trajectory_store.routes.deps import LEAN, PathId, StoreDep, body_of, guarded_router
 from services.trajectory_store.token_join import in_order
 
 _whole = msgspec.msgpack.Decoder(WholeTrajectory)
@@ -28,7 +27,7 @@ def router() -> APIRouter:
     schema = Trajectory.model_json_schema()
     content = {"application/json": {"schema": schema}, MSGPACK: {"schema": {"type": "string", "format": "binary"}}}
     body = {"requestBody": {"required": True, "content": content}}
-    add_lean_route(routes, "/trajectories/{episode_id}", put_trajectory, "PUT", openapi_extra=body)
+    LEAN.add(routes, "/trajectories/{episode_id}", put_trajectory, "PUT", openapi_extra=body)
     routes.add_api_route("/trajectories/{episode_id}", get_trajectory, methods=["GET"], response_model=Trajectory)
     routes.add_api_route("/trajectories", list_trajectories, methods=["GET"])
     return routes
