@@ -29,8 +29,9 @@ MOST_ANSWER_BYTES = 64 * 2**20
 class ServiceClient:
     """A client of one service.
 
-    ``timeout_s`` bounds one attempt (`math.inf`: the caller has a deadline of its own), ``retry_s`` bounds all attempts together (0 = one attempt). Only failures that may pass are
-    retried (`RemoteError.retryable`); every route we call is idempotent by client-chosen ids, so a retry after a lost answer is safe.
+    ``timeout_s`` bounds one attempt (`math.inf`: the caller has a deadline of its own), ``retry_s`` bounds all attempts together
+    (0 = one attempt). Only failures that may pass are retried (`RemoteError.retryable`); every route we call is idempotent by
+    client-chosen ids, so a retry after a lost answer is safe.
     """
 
     def __init__(
