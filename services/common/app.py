@@ -141,6 +141,36 @@ class HotRoutes:
         await self._app(scope, receive, send)
 
 
+class Stopping:
+    """Whether the service was told to stop; a request that is kept open ends itself then. Waiting for it costs no timer and no task."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._waiting: set[asyncio.Task[Any]] = set()
+
+    def begin(self) -> None:
+        """Wakes all that wait."""
+        self.begun = True
+        for task in self._waiting:
+            task.cancel()
+
+    async def or_next(self, receive: Receive) -> Message | None:
+        """The next message of a request; None where the service stops first."""
+        task = asyncio.current_task()
+        if task is None or self.begun:
+            return None
+        self._waiting.add(task)
+        try:
+            return await receive()
+        except asyncio.CancelledError:
+            if not self.begun:
+                raise
+            task.uncancel()
+            return None
+        finally:
+            self._waiting.discard(task)
+
+
 def hot_route(path: str, endpoint: Endpoint, method: str) -> Route:
     """A route without FastAPI's handling of arguments and errors, which costs more than the work of the hottest routes.
 
@@ -152,11 +182,11 @@ def hot_route(path: str, endpoint: Endpoint, method: str) -> Route:
 def create_app(service: str, *, lifespan: Any, readiness: Readiness, routers: list[APIRouter]) -> Service:
     """An app with the conventions every service follows (docs/architecture.md). ``app.state.metrics`` is its `Metrics`.
 
-    ``app.state.stopping`` is set where the service is told to stop: whatever goes on for long ends itself then.
+    ``app.state.stopping`` is its `Stopping`.
     """
     app = Service(title=f"Frontdesk {service}", version=package_version("frontdesk"), lifespan=lifespan)
     app.state.metrics = Metrics(service)
-    app.state.stopping = asyncio.Event()
+    app.state.stopping = Stopping()
     hot = [route for router in routers for route in router.routes if type(route) is Route]
     app.front = RequestContext(HotRoutes(app.behind, hot), app.state.metrics)
     for kind in _RENDERERS:

@@ -75,7 +75,7 @@ class GroupCommit(Generic[Item, Outcome, Lane]):
 
     async def submit(self, item: Item, n_bytes: int) -> Outcome:
         """The outcome of an item. Raises what ``send`` raised."""
-        mine = Entry[Item, Outcome, Lane](item, n_bytes)
+        mine: Entry[Item, Outcome, Lane] = Entry(item, n_bytes)
         if self._free:
             return await self._lead(self._free.pop(), mine)
         self._waiting.append(mine)

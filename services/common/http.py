@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar, cast
 
 import orjson
 
+from services.common.deadline import Deadline
 from services.common.errors import RemoteError
 from services.common.frames import FrameReader, framed
 from services.common.http1 import ConnectionFailed, Dialogue, Pool
@@ -199,12 +200,13 @@ class Channel:
         self._path = path
         self._begin = begin
         self._timeout_s = timeout_s
+        self._deadline = Deadline(timeout_s, self.close)
         self._frames = FrameReader(MOST_ANSWER_BYTES)
         self._dialogue: Dialogue | None = None
 
-    async def ask(self, message: bytes, *, retry_s: float | None = None) -> bytes:
+    def ask(self, message: bytes, *, retry_s: float | None = None) -> Awaitable[bytes]:
         """The answer to a message, which is sent again where none came. Raises `RemoteError`."""
-        return await self._client.repeated(partial(self._attempt, framed(message)), retry_s)
+        return self._client.repeated(partial(self._attempt, framed(message)), retry_s)
 
     def close(self) -> None:
         """Ends the request."""
@@ -213,47 +215,40 @@ class Channel:
             self._dialogue = None
 
     async def _attempt(self, frame: bytes) -> bytes:
-        kept = self._dialogue is not None and not self._dialogue.ended
         try:
-            async with asyncio.timeout(self._timeout_s):
+            if self._dialogue is not None and not self._dialogue.ended:
                 try:
-                    return await self._ask(frame)
+                    return await self._ask(self._dialogue, frame)
                 except ConnectionFailed:
                     # The other side may end a kept request at any time, so at this moment too.
-                    if not kept:
+                    if self._deadline.passed:
                         raise
-                    return await self._ask(frame)
-        except TimeoutError:
-            raise RemoteError(self._client.name, None, "timeout", f"POST {self._path} took over {self._timeout_s:g} s") from None
+            self.close()
+            async with asyncio.timeout(self._timeout_s):
+                self._dialogue, self._frames = await self._begin(), FrameReader(MOST_ANSWER_BYTES)
+            return await self._ask(self._dialogue, frame)
         except (ConnectionFailed, OSError) as error:
+            if self._deadline.passed or isinstance(error, TimeoutError):
+                raise RemoteError(self._client.name, None, "timeout", f"POST {self._path} took over {self._timeout_s:g} s") from None
             raise RemoteError(self._client.name, None, "unreachable", f"POST {self._client.base_url}{self._path}: {error!r}") from error
 
-    async def _ask(self, frame: bytes) -> bytes:
-        if self._dialogue is None or self._dialogue.ended:
-            self.close()
-            self._dialogue, self._frames = await self._begin(), FrameReader(MOST_ANSWER_BYTES)
-        answered = False
+    async def _ask(self, dialogue: Dialogue, frame: bytes) -> bytes:
+        self._deadline.start()
+        answered, refusal = False, b""
         try:
-            self._dialogue.send(frame)
-            answer = await self._answer(self._dialogue)
-            answered = True
-            return answer
+            dialogue.send(frame)
+            while part := await dialogue.receive():
+                if dialogue.status >= 300:
+                    refusal += part
+                elif messages := self._frames.feed(part):
+                    answered = True
+                    return messages[0]
+        except ValueError as error:
+            raise ConnectionFailed(str(error)) from error
         finally:
+            self._deadline.stop()
             if not answered:
                 self.close()
-
-    async def _answer(self, dialogue: Dialogue) -> bytes:
-        refusal = b""
-        while part := await dialogue.receive():
-            if dialogue.status >= 300:
-                refusal += part
-                continue
-            try:
-                messages = self._frames.feed(part)
-            except ValueError as error:
-                raise ConnectionFailed(str(error)) from error
-            if messages:
-                return messages[0]
         if dialogue.status >= 300:
             raise self._client.remote_error(dialogue.status, refusal)
         raise ConnectionFailed("the answer ended before this was answered")

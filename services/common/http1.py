@@ -9,7 +9,7 @@ import asyncio
 import re
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from ssl import SSLContext, create_default_context
 from typing import cast
@@ -212,9 +212,9 @@ class Dialogue:
         """Writes a part of the body, which may not be empty."""
         self._connection.send_part(part)
 
-    async def receive(self) -> bytes:
+    def receive(self) -> Awaitable[bytes]:
         """What has come of the answer's body since, at least a byte; nothing at its end. Raises `ConnectionFailed`."""
-        return await self._connection.part(self._exchange)
+        return self._connection.part(self._exchange)
 
     def close(self) -> None:
         """Ends both sides."""

@@ -89,7 +89,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by uvicorn."""
-        self._app.state.stopping.set()
+        self._app.state.stopping.begin()
         await super().shutdown(sockets)
 
 

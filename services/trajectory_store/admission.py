@@ -17,11 +17,15 @@ class BodyBudget:
     @contextmanager
     def hold(self) -> Generator["Held"]:
         """Room for one body, given back at the end."""
-        held = Held(self)
+        held = self.open()
         try:
             yield held
         finally:
             held.clear()
+
+    def open(self) -> "Held":
+        """Room for what is read bit by bit; whoever opens it clears it."""
+        return Held(self)
 
     def take(self, n_bytes: int) -> None:
         """Counts bytes that were read. Raises `Busy` where the budget is used up; a single body always fits an empty budget."""

@@ -4,28 +4,26 @@ What goes wrong before the first message is answered is an HTTP error. Later the
 again, in a new request, gets the error there. Refuses to say of an entry that it was written before it is durable.
 """
 
-import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 from starlette.types import Receive, Scope, Send
 
-from services.common.app import Metrics
+from services.common.app import Metrics, Stopping
 from services.common.errors import BadRequest, ServiceError
 from services.common.frames import FrameReader, framed
 from services.common.http import MSGPACK
 from services.common.ids import is_valid_id
 from services.common.wire.call_log import LogEntry, LogOutcome, decode_entries, encode_log
 from services.common.wire.calls import decode_call
-from services.trajectory_store.routes.deps import add_raw_route, budget_of, guarded_router, store_of
+from services.trajectory_store.routes.deps import add_raw_route, guarded_router
+from services.trajectory_store.tenants import Tenants
 
 log = logging.getLogger(__name__)
 
-IDLE_S = 2.0
-"""A request that says nothing for so long is ended; so a store that is told to stop need not wait longer for it."""
 MAX_DIGEST = 256
 
 
@@ -39,7 +37,7 @@ class LogMetrics:
     def wrote(self, outcomes: Sequence[LogOutcome], seconds: float) -> None:
         """Counts a message."""
         self._seconds.observe(seconds)
-        for status, count in Counter(outcome.status for outcome in outcomes).items():
+        for status, count in Counter([outcome.status for outcome in outcomes]).items():
             self._lines.labels(str(status)).inc(count)
 
 
@@ -50,80 +48,90 @@ def router() -> APIRouter:
     return routes
 
 
-async def log_calls(request: Request) -> "Outcomes":
+async def log_calls(request: Request) -> "LogStream":
     """Body: the messages of a call log. Every entry of one is durable, or was refused with the reason, once it is answered."""
-    answers = _answers(request)
-    async for first in answers:
-        return Outcomes(request, first, answers)
-    raise _bad("the body has no message")
+    stream = LogStream(request)
+    await stream.begin()
+    return stream
 
 
-class Outcomes:
-    """The answer, an ASGI application: each message as soon as it is there."""
+class LogStream:
+    """One request, which is its own answer. What it holds of its body counts against the budget until it was answered."""
 
-    def __init__(self, request: Request, first: bytes, rest: AsyncGenerator[bytes]) -> None:
-        self._request = request
-        self._first = first
-        self._rest = rest
+    def __init__(self, request: Request) -> None:
+        state = request.app.state
+        self._receive = request.receive
+        self._trial: str | None = request.scope["state"].get("trial")
+        self._tenants: Tenants = state.tenants
+        self._metrics: LogMetrics = state.log_metrics
+        self._stopping: Stopping = state.stopping
+        self._held = state.bodies.open()
+        self._frames = FrameReader(state.bodies.max_body)
+        self._messages: deque[bytes] = deque()
+        self._ended = False
+        self._first = b""
+
+    async def begin(self) -> None:
+        """Answers the first message. Raises `ServiceError`."""
+        try:
+            message = await self._message()
+            if message is None:
+                raise _bad("the body has no message")
+            self._first = await self._answer(message)
+        except BaseException:
+            self._held.clear()
+            raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stopping: asyncio.Event = self._request.app.state.stopping
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", MSGPACK.encode())]})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        answer = self._first
         try:
-            while not stopping.is_set() and (answer := await anext(self._rest, None)) is not None:
+            while True:
                 await send({"type": "http.response.body", "body": answer, "more_body": True})
+                message = await self._message()
+                if message is None:
+                    break
+                answer = await self._answer(message)
         except ServiceError as error:
             log.info("a call log ends: %s: %s", error.code, error.detail)
         finally:
-            await self._rest.aclose()
+            self._held.clear()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-
-async def _answers(request: Request) -> AsyncGenerator[bytes]:
-    """The answers to the messages of the body, until it ends or says nothing more. Raises `ServiceError`."""
-    budget, metrics = budget_of(request), request.app.state.log_metrics
-    frames = FrameReader(budget.max_body)
-    with budget.hold() as held:
-        async for chunk in _chunks(request):
-            held.add(len(chunk))
+    async def _message(self) -> bytes | None:
+        """The next one; None at the end of the body, and where the service stops. Raises `TooLarge`, `Busy`, `BadRequest`."""
+        while not self._messages:
+            if not self._frames.in_message:
+                self._held.clear()
+            part = None if self._ended else await self._stopping.or_next(self._receive)
+            if part is None:
+                if self._frames.in_message:
+                    raise _bad("the body ended within a message")
+                return None
+            self._ended = not part.get("more_body", False)
+            data: bytes = part.get("body", b"")
+            self._held.add(len(data))
             try:
-                messages = frames.feed(chunk)
+                self._messages.extend(self._frames.feed(data))
             except ValueError as error:
                 raise _bad(str(error)) from error
-            for message in messages:
-                started = time.perf_counter()
-                outcomes = await _written(request, message)
-                metrics.wrote(outcomes, time.perf_counter() - started)
-                yield framed(encode_log(outcomes))
-            if not frames.in_message:
-                held.clear()
-    if frames.in_message:
-        raise _bad("the body ended within a message")
+        return self._messages.popleft()
 
-
-async def _chunks(request: Request) -> AsyncGenerator[bytes]:
-    more = True
-    while more:
+    async def _answer(self, message: bytes) -> bytes:
+        started = time.perf_counter()
         try:
-            async with asyncio.timeout(IDLE_S):
-                part = await request.receive()
-        except TimeoutError:
-            return
-        more = part.get("more_body", False)
-        if data := part.get("body"):
-            yield data
-
-
-async def _written(request: Request, message: bytes) -> list[LogOutcome]:
-    try:
-        entries = decode_entries(message)
-    except ValueError as error:
-        raise _bad(str(error)) from error
-    refused = {place: refusal for place, entry in enumerate(entries) if (refusal := _refusal(entry))}
-    good = [entry for place, entry in enumerate(entries) if place not in refused]
-    written = iter(await (await store_of(request)).sessions.log(good))
-    return [refused.get(place) or next(written) for place in range(len(entries))]
+            entries = decode_entries(message)
+        except ValueError as error:
+            raise _bad(str(error)) from error
+        refused = {place: refusal for place, entry in enumerate(entries) if (refusal := _refusal(entry))}
+        good = [entry for place, entry in enumerate(entries) if place not in refused] if refused else entries
+        store = await self._tenants.of(self._trial, writes=True)
+        written = await store.sessions.log(good)
+        if refused:
+            rest = iter(written)
+            written = [refused.get(place) or next(rest) for place in range(len(entries))]
+        self._metrics.wrote(written, time.perf_counter() - started)
+        return framed(encode_log(written))
 
 
 def _refusal(entry: LogEntry) -> LogOutcome | None:

@@ -35,8 +35,7 @@ async def store_of(request: Request) -> Store:
 StoreDep = Annotated[Store, Depends(store_of)]
 
 
-def budget_of(request: Request) -> BodyBudget:
-    """What bodies may take of the memory."""
+def _budget(request: Request) -> BodyBudget:
     return request.app.state.bodies
 
 
@@ -45,7 +44,7 @@ async def guard(request: Request) -> None:
     check_admin(request)
     announced = request.headers.get("content-length", "0")
     if announced.isdigit():
-        budget_of(request).check(int(announced))
+        _budget(request).check(int(announced))
 
 
 def guarded_router(tag: str) -> APIRouter:
@@ -69,7 +68,7 @@ async def body_of(request: Request) -> AsyncGenerator[bytes]:
 
     Raises `TooLarge` or `Busy` while reading, so that bodies cannot fill the memory, and `BadRequest` for a broken zstd body.
     """
-    budget = budget_of(request)
+    budget = _budget(request)
     with budget.hold() as held:
         chunks: list[bytes] = []
         try:
