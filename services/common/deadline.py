@@ -1,4 +1,4 @@
-"""Owns a deadline for what happens thousands of times a second and is hardly ever late: `asyncio.timeout` costs more than sending a message.
+"""Owns a deadline for what happens thousands of times a second and is hardly ever late; `asyncio.timeout` costs more than the message sent.
 
 Its timer stays where it was while everything is in time, and looks again when it rings. Refuses several things at a time.
 """
