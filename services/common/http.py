@@ -15,16 +15,12 @@ from typing import Any, Self, TypeVar, cast
 
 import orjson
 
-from services.common.deadline import Deadline
 from services.common.errors import RemoteError
-from services.common.frames import FrameReader, framed
 from services.common.http1 import ConnectionFailed, Dialogue, Pool
 
 Value = TypeVar("Value")
 
 MSGPACK = "application/msgpack"
-MOST_ANSWER_BYTES = 64 * 2**20
-"""Of one message of a `Channel`."""
 
 
 class ServiceClient:
@@ -46,7 +42,7 @@ class ServiceClient:
     ) -> None:
         self.name = name
         self.base_url = base_url.rstrip("/")
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._retry_s = retry_s
         self._headers = dict(headers or {})
         self._pool = Pool(self.base_url)
@@ -118,7 +114,7 @@ class ServiceClient:
         merged = {**self._headers, **(headers or {})}
         if payload is not None:
             merged["Content-Type"] = content_type
-        return await self.repeated(partial(self._attempt, method, path, payload, merged, timeout_s or self._timeout_s), retry_s)
+        return await self.repeated(partial(self._attempt, method, path, payload, merged, timeout_s or self.timeout_s), retry_s)
 
     async def repeated(self, attempt: Callable[[], Awaitable[Value]], retry_s: float | None = None) -> Value:
         """What ``attempt`` brings, made again while it fails with something that may pass and the budget lasts. Raises `RemoteError`."""
@@ -134,10 +130,9 @@ class ServiceClient:
             await asyncio.sleep(wait)
             pause = min(pause * 2, 2.0)
 
-    def channel(self, path: str, *, content_type: str = MSGPACK) -> "Channel":
-        """Messages to a route that answers each with one."""
-        headers = {**self._headers, "Content-Type": content_type}
-        return Channel(self, path, partial(self._pool.dialogue, "POST", path, headers), self._timeout_s)
+    async def dialogue(self, path: str, heard: Callable[[], None], *, content_type: str = MSGPACK) -> Dialogue:
+        """Begins a POST whose body and answer go on beside each other. Raises `OSError`."""
+        return await self._pool.dialogue("POST", path, {**self._headers, "Content-Type": content_type}, heard)
 
     @asynccontextmanager
     async def stream(
@@ -186,69 +181,3 @@ class ServiceClient:
         known = cast("dict[str, Any]", fields)
         detail = known.get("detail") or known.get("message") or ""
         return RemoteError(self.name, status, str(known.get("code") or "error"), str(detail))
-
-
-class Channel:
-    """One POST that is kept open: messages (`frames`) in its body, each answered by one in the answer, one at a time.
-
-    A message costs a fraction of a request. Whatever lies between must pass bodies on as they come. The other side may end the request
-    whenever it has answered, and then it is begun anew.
-    """
-
-    def __init__(self, client: ServiceClient, path: str, begin: Callable[[], Awaitable[Dialogue]], timeout_s: float) -> None:
-        self._client = client
-        self._path = path
-        self._begin = begin
-        self._timeout_s = timeout_s
-        self._deadline = Deadline(timeout_s, self.close)
-        self._frames = FrameReader(MOST_ANSWER_BYTES)
-        self._dialogue: Dialogue | None = None
-
-    def ask(self, message: bytes, *, retry_s: float | None = None) -> Awaitable[bytes]:
-        """The answer to a message, which is sent again where none came. Raises `RemoteError`."""
-        return self._client.repeated(partial(self._attempt, framed(message)), retry_s)
-
-    def close(self) -> None:
-        """Ends the request."""
-        if self._dialogue is not None:
-            self._dialogue.close()
-            self._dialogue = None
-
-    async def _attempt(self, frame: bytes) -> bytes:
-        try:
-            if self._dialogue is not None and not self._dialogue.ended:
-                try:
-                    return await self._ask(self._dialogue, frame)
-                except ConnectionFailed:
-                    # The other side may end a kept request at any time, so at this moment too.
-                    if self._deadline.passed:
-                        raise
-            self.close()
-            async with asyncio.timeout(self._timeout_s):
-                self._dialogue, self._frames = await self._begin(), FrameReader(MOST_ANSWER_BYTES)
-            return await self._ask(self._dialogue, frame)
-        except (ConnectionFailed, OSError) as error:
-            if self._deadline.passed or isinstance(error, TimeoutError):
-                raise RemoteError(self._client.name, None, "timeout", f"POST {self._path} took over {self._timeout_s:g} s") from None
-            raise RemoteError(self._client.name, None, "unreachable", f"POST {self._client.base_url}{self._path}: {error!r}") from error
-
-    async def _ask(self, dialogue: Dialogue, frame: bytes) -> bytes:
-        self._deadline.start()
-        answered, refusal = False, b""
-        try:
-            dialogue.send(frame)
-            while part := await dialogue.receive():
-                if dialogue.status >= 300:
-                    refusal += part
-                elif messages := self._frames.feed(part):
-                    answered = True
-                    return messages[0]
-        except ValueError as error:
-            raise ConnectionFailed(str(error)) from error
-        finally:
-            self._deadline.stop()
-            if not answered:
-                self.close()
-        if dialogue.status >= 300:
-            raise self._client.remote_error(dialogue.status, refusal)
-        raise ConnectionFailed("the answer ended before this was answered")

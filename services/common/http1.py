@@ -9,7 +9,7 @@ import asyncio
 import re
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from ssl import SSLContext, create_default_context
 from typing import cast
@@ -84,13 +84,12 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parser: httptools.HttpResponseParser
 
-    def send(self, head: bytes, body: bytes, *, streamed: bool) -> Exchange:
+    def send(self, head: bytes, body: bytes, exchange: Exchange, *, streamed: bool) -> None:
         """Writes a request. ``streamed``: whoever reads is told of every part of the answer, else of its end alone."""
-        self._exchange, self._streamed, self._unread, self.reusable = Exchange(), streamed, 0, False
+        self._exchange, self._streamed, self._unread, self.reusable = exchange, streamed, 0, False
         self._parser = httptools.HttpResponseParser(self)
         self.n_requests += 1
         self._transport.writelines((head, body))
-        return self._exchange
 
     def close(self) -> None:
         """Ends the connection at once, in the middle of an exchange too: this is how the other side learns that nobody waits."""
@@ -101,12 +100,8 @@ class Connection(asyncio.Protocol):
         """Writes a part of a body that was announced without its length."""
         self._transport.writelines((b"%x\r\n" % len(part), part, b"\r\n"))
 
-    async def part(self, exchange: Exchange) -> bytes:
-        """What has come of the body of a streamed exchange, at least a byte; nothing at its end. Raises `ConnectionFailed`."""
-        while not exchange.chunks:
-            if exchange.complete:
-                return b""
-            await exchange.news()
+    def take(self, exchange: Exchange) -> bytes:
+        """What has come of the body of a streamed exchange since; nothing where nothing has."""
         data = b"".join(exchange.chunks)
         exchange.chunks.clear()
         if self._unread > UNREAD_BYTES and not self._transport.is_closing():
@@ -117,11 +112,13 @@ class Connection(asyncio.Protocol):
     async def parts(self, exchange: Exchange, silence_s: float) -> AsyncIterator[bytes]:
         """The body of a streamed exchange as it comes. Raises `ConnectionFailed`, and `TimeoutError` after ``silence_s`` without news."""
         while True:
-            async with asyncio.timeout(silence_s):
-                data = await self.part(exchange)
-            if not data:
+            if exchange.chunks:
+                yield self.take(exchange)
+            elif exchange.complete:
                 return
-            yield data
+            else:
+                async with asyncio.timeout(silence_s):
+                    await exchange.news()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
@@ -191,30 +188,30 @@ class Connection(asyncio.Protocol):
         return self._exchange
 
 
-class Dialogue:
-    """A request whose body and answer go on beside each other, on a connection of its own. ``status`` is there once `receive` returned."""
+class Dialogue(Exchange):
+    """A request whose body and answer go on beside each other, on a connection of its own.
 
-    def __init__(self, connection: Connection, head: bytes) -> None:
+    ``heard`` is called whenever there is something new: a part of the answer, its end, a failure.
+    """
+
+    __slots__ = ("_connection", "_heard")
+
+    def __init__(self, connection: Connection, heard: Callable[[], None]) -> None:
+        super().__init__()
         self._connection = connection
-        self._exchange = connection.send(head, b"", streamed=True)
+        self._heard = heard
 
-    @property
-    def status(self) -> int:
-        """Of the answer; 0 before there is one."""
-        return self._exchange.status
-
-    @property
-    def ended(self) -> bool:
-        """Whether there will be no more of the answer."""
-        return self._exchange.ended
+    def notify(self) -> None:
+        """Called where the exchange goes on."""
+        self._heard()
 
     def send(self, part: bytes) -> None:
         """Writes a part of the body, which may not be empty."""
         self._connection.send_part(part)
 
-    def receive(self) -> Awaitable[bytes]:
-        """What has come of the answer's body since, at least a byte; nothing at its end. Raises `ConnectionFailed`."""
-        return self._connection.part(self._exchange)
+    def take(self) -> bytes:
+        """What has come of the body of the answer since; nothing where nothing has."""
+        return self._connection.take(self)
 
     def close(self) -> None:
         """Ends both sides."""
@@ -264,16 +261,20 @@ class Pool:
         finally:
             self._rest(connection)
 
-    async def dialogue(self, method: str, path: str, headers: Mapping[str, str]) -> Dialogue:
+    async def dialogue(self, method: str, path: str, headers: Mapping[str, str], heard: Callable[[], None]) -> Dialogue:
         """Begins a request whose body has no announced length. Raises `OSError`."""
-        return Dialogue(await self._connect(), self._head(method, path, None, headers))
+        head, connection = self._head(method, path, None, headers), await self._connect()
+        dialogue = Dialogue(connection, heard)
+        connection.send(head, b"", dialogue, streamed=True)
+        return dialogue
 
     async def _begin(self, head: bytes, body: bytes, *, streamed: bool) -> tuple[Connection, Exchange]:
         """Sends a request; returns when the answer is complete, a streamed one when its head is."""
         while True:
             connection = await self._connection()
             self._busy.add(connection)
-            exchange, ready = connection.send(head, body, streamed=streamed), False
+            exchange, ready = Exchange(), False
+            connection.send(head, body, exchange, streamed=streamed)
             try:
                 while not ready:
                     await exchange.news()

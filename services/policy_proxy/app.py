@@ -71,7 +71,6 @@ def create_app(config: ExperimentConfig) -> FastAPI:
             async with Background() as background:
                 _start(background, proxy)
                 yield
-            proxy.store.close()
             await proxy.pool.close()
 
     async def readiness() -> dict[str, str]:
@@ -125,6 +124,7 @@ def _start(background: Background, proxy: Proxy) -> None:
     deadline_s = config.services.policy_proxy.pause_deadline_s
     initial = PolicyVersion(version=0, path=str(initial_model_dir(config)))
     follower = VersionFollower(proxy.pool, proxy.updates, proxy.store.latest_version, initial, deadline_s)
+    background.start("keep the call log", proxy.store.keep_log)
     background.start("follow versions", follower.run)
     background.start("sweep sessions", proxy.sessions.run)
     proxy.fleet.start(background)

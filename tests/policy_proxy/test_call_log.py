@@ -46,7 +46,7 @@ class LogServer:
 
 
 @asynccontextmanager
-async def call_log() -> AsyncGenerator[tuple[LogServer, CallLog]]:
+async def call_log(timeout_s: float = 10.0) -> AsyncGenerator[tuple[LogServer, CallLog]]:
     log, port = LogServer(), free_port()
     log.route = LogRoute(log.log)
     app = Starlette(routes=[Route("/v1/call_log", log.route, methods=["POST"])])
@@ -54,10 +54,11 @@ async def call_log() -> AsyncGenerator[tuple[LogServer, CallLog]]:
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve())
         await until(lambda: server.started)
-        async with ServiceClient("trajectory_store", f"http://127.0.0.1:{port}") as client:
+        async with ServiceClient("trajectory_store", f"http://127.0.0.1:{port}", timeout_s=timeout_s) as client:
             lines = CallLog(client, retry_s=0)
+            keeping = group.create_task(lines.run())
             yield log, lines
-            lines.close()
+            keeping.cancel()
         server.should_exit = True
 
 
@@ -65,68 +66,92 @@ def intent(call_id: str, session_id: str = "s") -> LogEntry:
     return LogEntry(session_id, call_id, "digest")
 
 
+DONE = LogOutcome(200, 7)
+
+
 async def test_what_waits_goes_out_together_and_each_line_has_its_own_outcome() -> None:
     async with call_log() as (log, lines):
-        sent = [asyncio.create_task(lines.write(intent(f"c{n}", "sealed" if n == 4 else "s"))) for n in range(7)]
+        sent = [lines.write(intent(f"c{n}", "sealed" if n == 4 else "s")) for n in range(7)]
         await until(lambda: len(log.messages) == 1)
+        assert not any(line.done() for line in sent)
         log.may_answer.set()
-        done = await asyncio.gather(*sent, return_exceptions=True)
+        done = await asyncio.gather(*sent)
         assert log.calls() == [["c0"], ["c1", "c2", "c3", "c4", "c5", "c6"]]
-        refused = done.pop(4)
-        assert isinstance(refused, RemoteError)
-        assert (refused.status, refused.code, refused.detail) == (409, "session_sealed", "no")
-        assert done == [7] * 6
-        assert await lines.write(LogEntry("s", "later", record=b"record")) == 7
+        assert done.pop(4) == LogOutcome(409, 0, "session_sealed", "no")
+        assert done == [DONE] * 6
+        assert lines.flows
+        assert await lines.write(LogEntry("s", "later", record=b"record")) == DONE
         assert log.route.n_requests == 1
 
 
-async def test_a_leader_that_is_cancelled_takes_no_line_with_it() -> None:
+async def test_a_line_that_nobody_waits_for_takes_no_other_with_it() -> None:
     async with call_log() as (log, lines):
-        sent = [asyncio.create_task(lines.write(intent(f"c{n}"))) for n in range(4)]
+        sent = [lines.write(intent(f"c{n}")) for n in range(4)]
         await until(lambda: len(log.messages) == 1)
-        sent[-1].cancel()  # waits for its turn
-        sent[0].cancel()  # leads
-        await until(lambda: len(log.messages) == 2)
-        sent[1].cancel()  # leads the others now
-        await until(lambda: len(log.messages) == 3)
+        sent[0].cancel()  # on its way
+        sent[2].cancel()  # not yet sent
         log.may_answer.set()
-        done = await asyncio.gather(*sent, return_exceptions=True)
-        gone = [place for place, outcome in enumerate(done) if isinstance(outcome, asyncio.CancelledError)]
-        assert gone == [0, 1, 3]
-        assert log.calls()[1:] == [["c1", "c2"], ["c2"]]
-        assert await asyncio.gather(*(lines.write(intent(f"again{n}")) for n in range(5))) == [7] * 5
+        assert [await sent[1], await sent[3]] == [DONE] * 2
+        assert log.calls() == [["c0"], ["c1", "c3"]]
+        assert await asyncio.gather(*(lines.write(intent(f"again{n}")) for n in range(5))) == [DONE] * 5
 
 
 async def test_a_request_that_the_store_has_ended_is_begun_anew_without_a_failure() -> None:
     async with call_log() as (log, lines):
         log.may_answer.set()
         for n in range(3):
-            assert await lines.write(intent(f"c{n}")) == 7
+            assert await lines.write(intent(f"c{n}")) == DONE
             assert log.route.n_requests == n + 1
             log.ends = True  # instead of an answer to the next
         assert log.calls() == [["c0"], ["c1"], ["c1"], ["c2"], ["c2"]]
+
+
+async def test_a_store_that_says_nothing_is_late_and_what_it_was_told_is_sent_again() -> None:
+    async with call_log(timeout_s=0.2) as (log, lines):
+        log.may_answer.set()
+        assert await lines.write(intent("c0")) == DONE
+        log.may_answer.clear()
+        late = await lines.write(intent("c1"))
+        assert isinstance(late, RemoteError)
+        assert (late.status, late.code) == (None, "timeout")
+        assert log.calls() == [["c0"], ["c1"], ["c1"]], "in the kept request, then in one of its own"
+        log.may_answer.set()
+        assert await lines.write(intent("c2")) == DONE
 
 
 BAD = "bad_answer"
 
 
 @pytest.mark.parametrize(("status", "answer", "code"), [(503, None, "error"), (200, b"?", BAD), (200, encode_log([]), BAD)])
-async def test_everybody_hears_of_a_request_that_failed(status: int, answer: bytes | None, code: str) -> None:
+async def test_everybody_hears_of_a_message_that_failed(status: int, answer: bytes | None, code: str) -> None:
     async with call_log() as (log, lines):
         log.status, log.answer = status, answer
-        sent = [asyncio.create_task(lines.write(intent(f"c{n}"))) for n in range(5)]
+        sent = [lines.write(intent(f"c{n}")) for n in range(5)]
         await until(lambda: len(log.messages) == 1)
         log.may_answer.set()
-        for outcome in await asyncio.gather(*sent, return_exceptions=True):
+        for outcome in await asyncio.gather(*sent):
             assert isinstance(outcome, RemoteError)
             assert (outcome.status, outcome.code) == (status, code)
         log.status, log.answer = 200, None
-        assert await lines.write(intent("c9")) == 7
+        assert await lines.write(intent("c9")) == DONE
 
 
-async def test_many_large_records_are_spread_over_requests() -> None:
+async def test_a_store_that_is_not_there_is_an_error_and_comes_back() -> None:
+    port = free_port()
+    async with ServiceClient("trajectory_store", f"http://127.0.0.1:{port}") as client:
+        lines = CallLog(client, retry_s=0)
+        async with asyncio.TaskGroup() as group:
+            keeping = group.create_task(lines.run())
+            for n in range(2):
+                outcome = await lines.write(intent(f"c{n}"))
+                assert isinstance(outcome, RemoteError)
+                assert (outcome.status, outcome.code) == (None, "unreachable")
+            keeping.cancel()
+
+
+async def test_many_large_records_are_spread_over_messages() -> None:
     async with call_log() as (log, lines):
         log.may_answer.set()
         record = bytes(MOST_BYTES // 2)
-        assert await asyncio.gather(*(lines.write(LogEntry("s", f"c{n}", record=record)) for n in range(9))) == [7] * 9
+        assert await asyncio.gather(*(lines.write(LogEntry("s", f"c{n}", record=record)) for n in range(9))) == [DONE] * 9
         assert max(len(entries) for entries in log.messages) == 2

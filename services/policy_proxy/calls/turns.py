@@ -61,10 +61,14 @@ class Turns:
         if request.n > 1:
             return await self._generate_choices(turn, sampling, feed)
         self._generator.check_room()
-        if not await self._sessions.begin(session, key.call_id, key.digest):
-            turn = replace(turn, prompt=await self._prompts.of(session, request))
+        intent = self._sessions.begin(session, key.call_id, key.digest)
+        # The intent travels beside the generation, unless something of that is said at once, or the store may not be there.
+        spoken = None if request.stream or not self._sessions.log_flows else await self._speak(turn, sampling, feed, 0)
+        if not await self._sessions.begun(session, intent):
+            turn, spoken = replace(turn, prompt=await self._prompts.of(session, request)), None
             sampling = self._sampling(turn)
-        spoken = await self._speak(turn, sampling, feed, 0)
+        if spoken is None:
+            spoken = await self._speak(turn, sampling, feed, 0)
         return await self._end(turn, spoken, [], feed)
 
     async def demonstrate(self, session: Session, key: CallKey, shown: Demonstration, policy_version: int) -> Done:
@@ -90,10 +94,9 @@ class Turns:
         self._generator.check_room()
         # After a crash some are there already; they stand as they are, and an intent would open them again.
         missing = [index for index in range(turn.request.n) if key.choice_id(index) not in session.calls]
+        for intent in [self._sessions.begin(session, key.choice_id(index), key.digest) for index in missing]:
+            await self._sessions.begun(session, intent)
         try:
-            async with asyncio.TaskGroup() as group:
-                for index in missing:
-                    group.create_task(self._sessions.begin(session, key.choice_id(index), key.digest))
             async with asyncio.TaskGroup() as group:
                 tasks = {index: group.create_task(self._speak(turn, _seeded(sampling, index), feed, index)) for index in missing}
         except ExceptionGroup as failed:

@@ -10,7 +10,7 @@ from services.common.wire.call_log import LogEntry
 from services.common.wire.calls import CallRecord, decode_call, encode_call
 from services.common.wire.sessions import GrantBody, GrantReply, IntentsReply, OpenSessionBody, Reward, RewardsReply, SessionKeyReply
 from services.common.wire.store import PolicyVersion, SealBody, SessionView
-from services.policy_proxy.sessions.call_log import CallLog
+from services.policy_proxy.sessions.call_log import CallLog, Written
 
 RETRY_S = 30.0
 """Long enough for a store that was killed to come back; then the agent's own retry takes over."""
@@ -23,9 +23,14 @@ class Store:
         self._client = client
         self._log = CallLog(client, RETRY_S)
 
-    def close(self) -> None:
-        """Ends what is kept open."""
-        self._log.close()
+    @property
+    def log_flows(self) -> bool:
+        """Whether intents and records are durable at once, as far as is known."""
+        return self._log.flows
+
+    async def keep_log(self) -> None:
+        """Keeps intents and records going, for as long as the service runs."""
+        await self._log.run()
 
     async def open_session(self, session_id: str, body: OpenSessionBody | None = None) -> SessionView:
         """Creates the session where it is new; with a body that asks for it, only where it is new (`Conflict`)."""
@@ -50,9 +55,18 @@ class Store:
         body = await self._request("GET", f"/v1/sessions/{session_id}/calls")
         return [decode_call(item) for item in msgspec.msgpack.decode(body, type=list[bytes])]
 
-    async def intend(self, session_id: str, call_id: str, digest: str) -> int:
-        """Says that a call is about to leave for a policy server; how many calls are recorded."""
-        return await self._write(LogEntry(session_id, call_id, digest))
+    def intend(self, session_id: str, call_id: str, digest: str) -> Written:
+        """Says that a call is about to leave for a policy server."""
+        return self._log.write(LogEntry(session_id, call_id, digest))
+
+    async def durable(self, line: Written) -> int:
+        """Returns once a line is; for an intent, how many calls are recorded."""
+        outcome = await line
+        if isinstance(outcome, RemoteError):
+            _raise_ours(outcome)
+        if outcome.status != 200:
+            _raise_ours(RemoteError(self._client.name, outcome.status, outcome.code, outcome.detail))
+        return outcome.n_calls
 
     async def intents(self, session_id: str) -> dict[str, str]:
         """Calls begun and not recorded, with the digests of their bodies."""
@@ -68,7 +82,7 @@ class Store:
 
     async def record(self, record: CallRecord) -> None:
         """Makes a call durable."""
-        await self._write(LogEntry(record.session_id, record.call_id, record=encode_call(record)))
+        await self.durable(self._log.write(LogEntry(record.session_id, record.call_id, record=encode_call(record))))
 
     async def seal(self, session_id: str, *, exported: bool = False) -> SessionView:
         """Closes a session for good; ``exported``: for rewards too, because its calls were handed out."""
@@ -89,12 +103,6 @@ class Store:
         except RemoteError as error:
             return str(error)
         return "ok"
-
-    async def _write(self, entry: LogEntry) -> int:
-        try:
-            return await self._log.write(entry)
-        except RemoteError as error:
-            _raise_ours(error)
 
     async def _request(self, method: str, path: str, *, json: object = None, retry_s: float = RETRY_S) -> bytes:
         try:

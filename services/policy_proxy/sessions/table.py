@@ -18,6 +18,7 @@ from services.common.wire.calls import CallRecord, Ids
 from services.common.wire.store import SessionView
 from services.policy_proxy.calls.feed import Feed
 from services.policy_proxy.prompts.alignment import Captured, captured
+from services.policy_proxy.sessions.call_log import Written
 from services.policy_proxy.sessions.store import Store
 from services.policy_proxy.sessions.tips import Tips
 
@@ -115,12 +116,21 @@ class SessionTable:
         self._touch(session)
         return session
 
-    async def begin(self, session: Session, call_id: str, digest: str) -> bool:
-        """Notes that a call leaves for a policy server.
+    def begin(self, session: Session, call_id: str, digest: str) -> Written:
+        """Notes that a call leaves for a policy server; nothing of it may leave for the agent before `begun`."""
+        return self._store.intend(session.session_id, call_id, digest)
+
+    @property
+    def log_flows(self) -> bool:
+        """Whether what is noted is durable at once, as far as is known."""
+        return self._store.log_flows
+
+    async def begun(self, session: Session, intent: Written) -> bool:
+        """Returns once the note is durable.
 
         False where the store had calls of another proxy that memory did not know: they are taken in, and the prompt is to be made anew.
         """
-        recorded = await self._store.intend(session.session_id, call_id, digest)
+        recorded = await self._store.durable(intent)
         if recorded <= len(session.calls):
             return True
         async with session.recording:
