@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common import logs
@@ -124,13 +124,13 @@ class HotRoutes:
 
     def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
         self._app = app
-        self._routes = routes
+        self._routes = [(route.path_regex, route.methods or (), route) for route in routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        for route in self._routes:
-            match, found = route.matches(scope)
-            if match is Match.FULL:
-                scope.update(found, route=route)
+        path, method = scope["path"], scope["method"]
+        for pattern, methods, route in self._routes:
+            if method in methods and (found := pattern.match(path)):
+                scope["path_params"], scope["route"] = found.groupdict(), route
                 request = Request(scope, receive)
                 try:
                     response = await route.endpoint(request)

@@ -91,6 +91,16 @@ async def test_cutting_at_turns_changes_no_token(renderer: Renderer) -> None:
     assert renderer.decode(whole.tolist()) == text
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_the_text_of_any_ids_is_that_of_the_tokenizer(renderer: Renderer, data: st.DataObject) -> None:
+    """Also where characters are cut, bytes are no character at all, and ids are no token."""
+    ids = data.draw(st.lists(st.integers(0, renderer.vocab_size + 3), max_size=60))
+    assert renderer._is_byte_level
+    assert renderer.decode(ids) == renderer._tokenizer.decode(ids, skip_special_tokens=False)
+    assert renderer.decode(ids) == b"".join(map(renderer.token_bytes, ids)).decode(errors="replace")
+
+
 def test_tools_are_serialised_by_value_not_by_name(renderer: Renderer) -> None:
     first, second = tool(), tool()
     second["function"]["description"] = "Something else."

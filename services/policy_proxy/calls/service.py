@@ -166,11 +166,17 @@ class CallService:
     async def _wait(self, flight: InFlight, gone: Gone) -> Done:
         flight.wanted_by += 1
         leaving = asyncio.create_task(gone())
+        leaving.add_done_callback(partial(_let_go, flight))
         try:
-            await asyncio.wait({flight.task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await flight.task
+        except asyncio.CancelledError:
+            if (me := asyncio.current_task()) is not None and me.cancelling():
+                raise
+            # It was the call that was cancelled; its end says why.
         finally:
             leaving.cancel()
-            _let_go(flight)
+        if leaving.done():
+            raise ClientGone("the client hung up before its call was answered")
         return _result(flight)
 
     async def _follow(self, flight: InFlight, gone: Gone) -> AsyncGenerator["Event"]:
@@ -210,7 +216,7 @@ async def _replay(record: CallRecord) -> AsyncGenerator[Event]:
     yield record
 
 
-def _let_go(flight: InFlight) -> None:
+def _let_go(flight: InFlight, _gone: object = None) -> None:
     """One request less waits; the last one takes the call with it."""
     flight.wanted_by -= 1
     if not flight.wanted_by and not flight.task.done():

@@ -17,6 +17,7 @@ from services.common.wire.calls import Ids
 from services.policy_proxy.prompts.known_texts import KnownTexts
 from services.policy_proxy.prompts.template import ChatTemplate
 from services.policy_proxy.prompts.template_files import DEFAULT, WITH_TOOLS, load_templates
+from services.policy_proxy.prompts.token_bytes import TokenBytes, is_byte_level
 
 SEGMENT_MIN_CHARS = 2048
 """Shorter texts, such as what is new in a call, are encoded as they are."""
@@ -38,7 +39,8 @@ class Renderer:
         self._tokenizer = tokenizer
         self._templates = dict(templates)
         self._segments = KnownTexts()
-        self._byte_of = byte_level_alphabet()
+        self._bytes = TokenBytes(tokenizer)
+        self._is_byte_level = is_byte_level(tokenizer)
         self._check_cuts()
 
     @classmethod
@@ -90,16 +92,11 @@ class Renderer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return self._bytes.text(ids) if self._is_byte_level else self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for; they need not be whole characters. Empty for ids that are no token."""
-        text = self._tokenizer.id_to_token(token) or ""
-        try:
-            return bytes(self._byte_of[char] for char in text)
-        except KeyError:
-            # Added tokens are written as they are, other tokens in the byte-level alphabet.
-            return text.encode()
+        return self._bytes[token]
 
     def _all_ids(self, texts: Sequence[str]) -> list[Ids]:
         return [self._ids(text) for text in texts]
@@ -116,13 +113,6 @@ class Renderer:
                 f"tokenizer.json: cutting after {self.end_of_turn!r} changes the tokens of what follows, or their text; "
                 "a byte-level tokenizer with that token marked as special is needed"
             )
-
-
-def byte_level_alphabet() -> dict[str, int]:
-    """The character that byte-level BPE (GPT-2) writes for each byte: itself where it is printable, else one from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + number): byte for number, byte in enumerate(others)}
 
 
 def _token_text(value: Any) -> str | None:
