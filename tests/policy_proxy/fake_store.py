@@ -31,6 +31,7 @@ class FakeStore:
     lose_answers: int = 0
     """So many recorded calls are answered with 503 although they were stored."""
     record_delay_s: float = 0.0
+    intent_delay_s: float = 0.0
 
     def app(self) -> Starlette:
         return Starlette(
@@ -65,8 +66,7 @@ class FakeStore:
         return self._view(request) if request.path_params["sid"] in self.sessions else _problem(404, "session_unknown")
 
     async def log(self, entries: list[LogEntry]) -> bytes | Response:
-        if any(entry.record for entry in entries):
-            await asyncio.sleep(self.record_delay_s)
+        await asyncio.sleep(self.record_delay_s if any(entry.record for entry in entries) else self.intent_delay_s)
         outcomes = [self._line(entry) for entry in entries]
         if self.lose_answers and any(entry.record for entry in entries):
             self.lose_answers -= 1

@@ -187,7 +187,7 @@ class ProxyUnderTest:
         for engine in self.engines:
             for name, value in knobs.items():
                 setattr(engine, name, value)
-        self.store.lose_answers, self.store.record_delay_s = 0, 0.0
+        self.store.lose_answers, self.store.record_delay_s, self.store.intent_delay_s = 0, 0.0, 0.0
 
     def metric(self, name: str, **labels: str) -> float:
         """A metric, less what it was at `reset`."""

@@ -249,6 +249,13 @@ class StoreProcess:
             self._process.wait(10)
             self._process = None
 
+    def stop(self) -> int:
+        """Tells it to stop; its exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        status, self._process = self._process.wait(30), None
+        return status
+
 
 class LineRefusedError(Exception):
     """The outcome of a line of the call log that was not written."""
