@@ -74,8 +74,8 @@ async def test_a_store_that_is_told_to_stop_does_not_wait_for_kept_requests(stor
         channel = Channel(client, "/v1/call_log")
         assert await write(channel, LogEntry("s1", "c1", "d")) == [LogOutcome(200, 0)]
         started = time.monotonic()
-        assert store_process.stop() == -signal.SIGTERM, "uvicorn raises it again once it has stopped"
+        assert await asyncio.to_thread(store_process.stop) == -signal.SIGTERM, "uvicorn raises it again once it has stopped"
         assert time.monotonic() - started < 5, "uvicorn waits ten seconds for requests that do not end"
-        store_process.start()
+        await asyncio.to_thread(store_process.start)
         assert await write(channel, LogEntry("s1", "c2", "d")) == [LogOutcome(200, 0)]
         channel.close()
