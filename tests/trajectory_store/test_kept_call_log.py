@@ -67,15 +67,23 @@ async def test_redis_that_goes_is_an_error_and_comes_back(channel: Channel, stor
     assert decode_outcomes(answer)[0].status in (200, 404), "404 where Redis had not written the session to its file"
 
 
+async def hear_all(client: ServiceClient) -> bytes:
+    """The event stream until it ends."""
+    return await client.request("GET", "/v1/events")
+
+
 async def test_a_store_that_is_told_to_stop_does_not_wait_for_kept_requests(store_process: StoreProcess) -> None:
     store_process.start()
     async with ServiceClient("trajectory_store", store_process.url) as client:
         await client.put("/v1/sessions/s1")
         channel = Channel(client, "/v1/call_log")
         assert await write(channel, LogEntry("s1", "c1", "d")) == [LogOutcome(200, 0)]
+        listening = asyncio.create_task(hear_all(client))
+        await asyncio.sleep(0.5)
         started = time.monotonic()
         assert await asyncio.to_thread(store_process.stop) == -signal.SIGTERM, "uvicorn raises it again once it has stopped"
         assert time.monotonic() - started < 5, "uvicorn waits ten seconds for requests that do not end"
+        assert b"retry:" in await listening
         await asyncio.to_thread(store_process.start)
         assert await write(channel, LogEntry("s1", "c2", "d")) == [LogOutcome(200, 0)]
         channel.close()

@@ -9,6 +9,7 @@ import orjson
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import StreamingResponse
 
+from services.common.app import Stopping
 from services.common.errors import BadRequest, Busy, Unavailable
 from services.trajectory_store.redis_store.events import Event, Events
 from services.trajectory_store.routes.deps import StoreDep, guarded_router
@@ -47,7 +48,7 @@ async def listen(
     gap = start != "0-0" and _number(start) < _number(oldest)
     me: str = request.scope["state"]["request_id"]
     listeners.add(me)
-    stream = _stream(store.events, start, gap)
+    stream = _stream(store.events, start, gap, request.app.state.stopping)
     return StreamingResponse(_until_gone(stream, listeners, me), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
@@ -59,12 +60,12 @@ async def _until_gone(stream: AsyncIterator[bytes], listeners: set[str], me: str
         listeners.discard(me)
 
 
-async def _stream(events: Events, start: str, gap: bool) -> AsyncIterator[bytes]:
+async def _stream(events: Events, start: str, gap: bool, stopping: Stopping) -> AsyncIterator[bytes]:
     yield b"retry: 1000\n\n"
     if gap:
         yield b'event: gap\ndata: {"detail": "older events are no longer kept"}\n\n'
     said = time.monotonic()
-    while True:
+    while not stopping.begun:
         found = await _heard(events, start)
         for event in found:
             start = event.event_id
