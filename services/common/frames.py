@@ -18,7 +18,7 @@ class FrameReader:
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._rest = b""
+        self._rest = bytearray()
 
     @property
     def in_message(self) -> bool:
@@ -27,17 +27,23 @@ class FrameReader:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that end with this data. Raises `ValueError`, after which the stream cannot be read any more."""
-        data = self._rest + data
+        if data and not self._rest and self._end(data, 0) == len(data):
+            # One whole message, as nearly always.
+            return [data[_LENGTH.size :]]
+        self._rest += data
         messages: list[bytes] = []
         at = 0
-        while len(data) - at >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(data, at)
-            if length > self._most_bytes:
-                raise ValueError(f"a message of {length} bytes, the limit is {self._most_bytes}")
-            end = at + _LENGTH.size + length
-            if end > len(data):
-                break
-            messages.append(data[at + _LENGTH.size : end])
+        while 0 < (end := self._end(self._rest, at)) <= len(self._rest):
+            messages.append(bytes(self._rest[at + _LENGTH.size : end]))
             at = end
-        self._rest = data[at:]
+        del self._rest[:at]
         return messages
+
+    def _end(self, data: bytes | bytearray, at: int) -> int:
+        """Where the message that begins at ``at`` ends; 0 where its length has not come."""
+        if len(data) - at < _LENGTH.size:
+            return 0
+        (length,) = _LENGTH.unpack_from(data, at)
+        if length > self._most_bytes:
+            raise ValueError(f"a message of {length} bytes, the limit is {self._most_bytes}")
+        return at + _LENGTH.size + length

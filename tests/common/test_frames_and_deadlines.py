@@ -16,7 +16,7 @@ def test_messages_come_out_as_they_went_in(messages: list[bytes], cuts: list[int
     reader, found, at, turn = FrameReader(40), list[bytes](), 0, 0
     while at < len(stream):
         piece = stream[at : at + cuts[turn % len(cuts)]]
-        found += reader.feed(piece)
+        found += [*reader.feed(b""), *reader.feed(piece)]
         at, turn = at + len(piece), turn + 1
     assert found == messages
     assert not reader.in_message
