@@ -197,9 +197,12 @@ class RlLoop:
         try:
             await self._parts.store.ack(pending.batch_id, pending.body(self._state.step))
         except RemoteError as error:
-            if error.status != 409:
+            # 409: taken back. 404: forgotten, by a Redis that lost its power, or long after it had ended.
+            if error.status not in (404, 409):
                 raise
-            log.warning("the store took batch %s back before its ack (%s); its groups will come again", pending.batch_id, error.detail)
+            log.warning(
+                "the store has taken or lost batch %s (%s) before its ack; its groups may come again", pending.batch_id, error.detail
+            )
             self._state.settled |= {episode_id: "" for episode_id in pending.trained} | pending.dropped
             return
         for episode_id in [*pending.trained, *pending.dropped]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 from rl_bench import Process, playing, trainer_process
 from trainer_helpers import World
 
@@ -166,6 +167,28 @@ async def test_a_batch_whose_ack_was_forgotten_is_acked_again_and_not_trained_ag
         await asyncio.wait_for(process.loop.run(), 110)
         counts = account(store_url)
     assert counts["trained"] == trained_in_log(process) == 16
+
+
+async def test_a_batch_that_a_power_cut_took_is_not_trained_again(
+    make_config: MakeConfig, start_store: StartStore, redis_url: str, world: World, world_url: str
+) -> None:
+    """The trainer has committed a step with it; the store knows neither the batch nor that its groups were handed out."""
+    config = make_config(total_train_steps=2, dynamic_filter=None)
+    store_url = start_store(config)
+    async with playing(store_url, world, config):
+        async with trainer_process(config, store_url, world_url) as process:
+            await step_until(process, "commit")
+        held = process.state.acks[0].batch_id
+        assert post(f"{store_url}/v1/batches/{held}/nack", {}).status_code == 204
+        with redis.Redis.from_url(redis_url) as raw:
+            assert raw.delete(*raw.keys(f"*batch:{held}")) == 1
+        assert post(f"{store_url}/v1/batches/{held}/extend", {"ttl_s": 1}).status_code == 404
+        async with trainer_process(config, store_url, world_url) as process:
+            await asyncio.wait_for(process.loop.run(), 110)
+            await drop_unused(process.parts, process.state, 5)
+            counts = account(store_url)
+    assert counts["trained"] == trained_in_log(process) == 16
+    assert counts["trajectories_in"] == counts["trained"] + counts["dropped"]
 
 
 async def test_groups_without_signal_are_dropped_with_their_reason_and_replaced(
